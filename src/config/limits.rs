@@ -1,0 +1,90 @@
+//! Every bound has a name here, and how bounds depend on each other is checked when this is compiled.
+
+/// Shards of one process: 16 bits of a session id name the shard.
+pub const SHARDS_MAX: usize = 256;
+/// Sessions of one shard: a slot number has 24 bits and leaves room beside it in a completion's token.
+pub const SESSIONS_PER_SHARD_MAX: u32 = 1 << 20;
+/// Default of `limits.sessions_max`.
+pub const SESSIONS_DEFAULT: u32 = 10_000;
+/// Listeners of one config.
+pub const LISTENERS_MAX: usize = 256;
+/// Pools of one config.
+pub const POOLS_MAX: usize = 1024;
+/// Backends of one pool.
+pub const BACKENDS_PER_POOL_MAX: usize = 256;
+/// Weight of one backend.
+pub const WEIGHT_MAX: u16 = 1000;
+/// Steps of one rotation through a pool: weights are divided by their common factor, then their sum is at most this.
+pub const ROTATION_MAX: usize = BACKENDS_PER_POOL_MAX * WEIGHT_MAX as usize;
+/// Attempts after the first to reach a backend.
+pub const RETRIES_MAX: u32 = 16;
+/// Bytes of a config file.
+pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Characters of a name.
+pub const NAME_CHARS_MAX: usize = 64;
+
+/// Receive buffers of one shard by default.
+pub const BUFFERS_DEFAULT: u16 = 1024;
+/// Fewest receive buffers of one shard.
+pub const BUFFERS_MIN: u16 = 64;
+/// Most receive buffers of one shard: a buffer ring holds at most 32768 (io_uring_register_buf_ring(3)).
+pub const BUFFERS_MAX: u16 = 32_768;
+/// Bytes of one receive buffer by default.
+pub const BUFFER_BYTES_DEFAULT: u32 = 16 * 1024;
+/// Fewest bytes of one receive buffer.
+pub const BUFFER_BYTES_MIN: u32 = 512;
+/// Most bytes of one receive buffer.
+pub const BUFFER_BYTES_MAX: u32 = 1 << 20;
+/// Buffers published to a uring at first: reused while they are hot, so fewer than the pool.
+pub const WINDOW_MIN: u16 = 64;
+/// Bytes one direction may hold by default.
+pub const HIGH_WATER_DEFAULT: u32 = 64 * 1024;
+/// Most bytes one direction may be allowed to hold.
+pub const HIGH_WATER_MAX: u32 = 16 << 20;
+
+/// Submissions a ring takes before it must be entered.
+pub const SQ_ENTRIES: u32 = 1024;
+/// Completions a ring holds; far more than submissions, for a full ring is slow.
+pub const CQ_ENTRIES: u32 = 8192;
+/// Smallest submission queue that is tried when locked memory is short.
+pub const SQ_ENTRIES_MIN: u32 = 128;
+/// Completions handled in one turn before timers and mail are looked at again.
+pub const COMPLETIONS_PER_TURN_MAX: usize = 1024;
+/// Receives of one direction in one turn on epoll, before others have theirs.
+pub const RECEIVES_PER_VISIT_MAX: u32 = 8;
+/// Readiness reports taken from epoll in one turn.
+pub const EPOLL_EVENTS_PER_TURN: usize = 512;
+/// Clients accepted in one turn on epoll, for each listener.
+pub const ACCEPTS_PER_VISIT_MAX: u32 = 64;
+
+/// Longest sleep of a shard: how soon a stopped thread is told from a late one.
+pub const SLEEP_MS_MAX: u64 = 1000;
+/// A turn later than this was stopped, not busy: its deadlines move.
+pub const FREEZE_MS: u64 = 250;
+/// How long a listener rests after accept failed for want of descriptors or memory.
+pub const ACCEPT_REST_MS: u64 = 100;
+/// How long an ending session may wait for what is in flight before it is cancelled, and counted.
+pub const ENDING_MS_MAX: u64 = 1000;
+/// How long a connect goes on before the client is watched for having left.
+pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
+
+/// Records of ended sessions that wait to be logged, for all shards.
+pub const JOURNAL_RECORDS_MAX: usize = 16_384;
+/// Orders that wait for a shard.
+pub const MAIL_MAX: usize = 65_536;
+/// Panics of shards within a minute that end the process.
+pub const PANICS_PER_MINUTE_MAX: usize = 3;
+
+/// Bytes of an admin request's body.
+pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of an admin request's head.
+pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Connections to the admin endpoint at once.
+pub const ADMIN_CONNECTIONS_MAX: usize = 64;
+/// Time for one admin request's head, and for its answer.
+pub const ADMIN_REQUEST_MS_MAX: u64 = 10_000;
+
+const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
+const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
+const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
+const _: () = assert!(SESSIONS_PER_SHARD_MAX <= 1 << 24, "a slot must fit a token");

@@ -1,0 +1,238 @@
+//! What everybody may look at: the snapshot in force, the shards' tallies, whether Ringway is ready. Control writes it,
+//! the admin endpoint and tests read it; nobody waits for anybody.
+
+use crate::config::{DataPath, Name};
+use crate::driver::Kind;
+use crate::policy::snapshot::Snapshot;
+use crate::tally::Tally;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use serde::Serialize;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What everybody may look at.
+#[derive(Debug)]
+pub struct Board {
+    /// The snapshot in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// All shards ever started; only ever grows.
+    shards: Mutex<Vec<Arc<ShardEntry>>>,
+    /// Which data path new sessions take, and why.
+    pub path: ArcSwapOption<PathChoice>,
+    /// Whether Ringway wants new clients: listeners are bound and no stop was asked for.
+    pub ready: AtomicBool,
+    /// Reloads that were applied.
+    pub reloads_applied: AtomicU64,
+    /// Reloads that were refused.
+    pub reloads_refused: AtomicU64,
+    /// Changes of the data path, whoever asked for them.
+    pub path_changes: AtomicU64,
+    /// Shards that panicked and were started again.
+    pub shard_panics: AtomicU64,
+    /// Lines of ended sessions that were written.
+    pub journal_written: AtomicU64,
+}
+
+/// Which data path new sessions take, and why.
+#[derive(Debug, Clone, Serialize)]
+pub struct PathChoice {
+    /// What was asked for, by config or by an order.
+    #[serde(serialize_with = "wanted_label")]
+    pub wanted: DataPath,
+    /// What runs.
+    #[serde(serialize_with = "kind_label")]
+    pub kind: Kind,
+    /// A sentence.
+    pub why: String,
+}
+
+/// One shard, as others see it.
+#[derive(Debug)]
+pub struct ShardEntry {
+    /// Its number; unique in the process.
+    pub id: usize,
+    /// Its driver.
+    pub kind: Kind,
+    /// The CPU it is bound to.
+    pub cpu: Option<usize>,
+    /// Whether it is the one that accepts clients on its CPU.
+    pub serving: AtomicBool,
+    /// Its counters.
+    pub tally: Arc<Tally>,
+}
+
+impl Board {
+    /// A board with nothing but its first snapshot.
+    #[must_use]
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self {
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            shards: Mutex::default(),
+            path: ArcSwapOption::empty(),
+            ready: AtomicBool::new(false),
+            reloads_applied: AtomicU64::new(0),
+            reloads_refused: AtomicU64::new(0),
+            path_changes: AtomicU64::new(0),
+            shard_panics: AtomicU64::new(0),
+            journal_written: AtomicU64::new(0),
+        }
+    }
+
+    /// Adds a shard.
+    pub fn add_shard(&self, shard: Arc<ShardEntry>) {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).push(shard);
+    }
+
+    /// All shards ever started.
+    #[must_use]
+    pub fn shards(&self) -> Vec<Arc<ShardEntry>> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sessions that are open now, on all shards.
+    #[must_use]
+    pub fn sessions(&self) -> u64 {
+        self.shards().iter().map(|s| s.tally.shard.sessions.get()).sum()
+    }
+
+    /// Everything an operator asks first.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let snapshot = self.snapshot.load();
+        let shards = self.shards();
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            ready: self.ready.load(Relaxed),
+            generation: snapshot.number,
+            data_path: self.path.load_full().map(|p| (*p).clone()),
+            sessions: self.sessions(),
+            shards: shards.iter().map(|s| ShardStatus::of(s)).collect(),
+            listeners: listeners_of(&snapshot, &shards),
+            pools: pools_of(&snapshot, &shards),
+        }
+    }
+}
+
+/// The answer to `GET /api/v1/status`.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Of this program.
+    pub version: &'static str,
+    /// Whether Ringway wants new clients.
+    pub ready: bool,
+    /// Number of the snapshot in force.
+    pub generation: u64,
+    /// Which data path new sessions take, and why.
+    pub data_path: Option<PathChoice>,
+    /// Sessions open now.
+    pub sessions: u64,
+    /// All shards ever started.
+    pub shards: Vec<ShardStatus>,
+    /// Where clients come in.
+    pub listeners: Vec<ListenerStatus>,
+    /// Where they go.
+    pub pools: Vec<PoolStatus>,
+}
+
+/// One shard.
+#[derive(Debug, Serialize)]
+pub struct ShardStatus {
+    id: usize,
+    path: &'static str,
+    cpu: Option<usize>,
+    serving: bool,
+    sessions: u64,
+}
+
+/// One listener.
+#[derive(Debug, Serialize)]
+pub struct ListenerStatus {
+    name: Name,
+    bind: String,
+    stable: Name,
+    canary: Option<Name>,
+    canary_percent: f64,
+    sessions: u64,
+    sessions_canary: u64,
+}
+
+/// One pool.
+#[derive(Debug, Serialize)]
+pub struct PoolStatus {
+    name: Name,
+    backends: Vec<BackendStatus>,
+}
+
+/// One backend.
+#[derive(Debug, Serialize)]
+pub struct BackendStatus {
+    name: Name,
+    address: String,
+    weight: u16,
+    sessions: u64,
+}
+
+impl ShardStatus {
+    fn of(shard: &ShardEntry) -> Self {
+        Self {
+            id: shard.id,
+            path: shard.kind.label(),
+            cpu: shard.cpu,
+            serving: shard.serving.load(Relaxed),
+            sessions: shard.tally.shard.sessions.get(),
+        }
+    }
+}
+
+fn open_where(
+    shards: &[Arc<ShardEntry>],
+    mut matches: impl FnMut(&crate::tally::RouteName) -> bool,
+) -> u64 {
+    let routes = shards.iter().flat_map(|s| s.tally.routes());
+    routes.filter(|r| matches(&r.name)).map(|r| r.open.get()).sum()
+}
+
+fn listeners_of(snapshot: &Snapshot, shards: &[Arc<ShardEntry>]) -> Vec<ListenerStatus> {
+    let pool = |index: usize| Arc::clone(&snapshot.pool(index).name);
+    snapshot
+        .config
+        .listeners
+        .iter()
+        .map(|l| ListenerStatus {
+            name: Arc::clone(&l.name),
+            bind: l.bind.to_string(),
+            stable: pool(l.stable),
+            canary: l.canary.map(pool),
+            canary_percent: l.canary_percent.as_f64(),
+            sessions: open_where(shards, |r| r.listener == l.name),
+            sessions_canary: open_where(shards, |r| {
+                r.listener == l.name && r.arm == crate::event::Arm::Canary
+            }),
+        })
+        .collect()
+}
+
+fn pools_of(snapshot: &Snapshot, shards: &[Arc<ShardEntry>]) -> Vec<PoolStatus> {
+    let of_pool = |p: &crate::config::Pool| PoolStatus {
+        name: Arc::clone(&p.name),
+        backends: p
+            .backends
+            .iter()
+            .map(|b| BackendStatus {
+                name: Arc::clone(&b.name),
+                address: b.address.to_string(),
+                weight: b.weight,
+                sessions: open_where(shards, |r| r.pool == p.name && r.backend == b.name),
+            })
+            .collect(),
+    };
+    snapshot.config.pools.iter().map(of_pool).collect()
+}
+
+fn wanted_label<S: serde::Serializer>(wanted: &DataPath, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(wanted.label())
+}
+
+fn kind_label<S: serde::Serializer>(kind: &Kind, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_str(kind.label())
+}

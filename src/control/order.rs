@@ -1,0 +1,54 @@
+//! What operators may ask of control, and what they are told.
+
+use crate::config::{DataPath, Percent};
+use std::sync::mpsc;
+
+/// An order of an operator, by the admin endpoint or by a signal.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Order {
+    /// Read the config file again.
+    Reload,
+    /// Change a listener's canary percent.
+    Canary {
+        /// The listener's name.
+        listener: String,
+        /// Its canary's share of new sessions from now on.
+        percent: Percent,
+    },
+    /// Change the data path of new sessions.
+    DataPath(DataPath),
+}
+
+/// What became of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Done; the number of the snapshot in force and a sentence.
+    Done {
+        /// Number of the snapshot in force.
+        generation: u64,
+        /// What changed.
+        what: String,
+    },
+    /// Nothing was changed: what was asked for is wrong, in one or more ways.
+    Refused(Vec<String>),
+    /// Nothing was changed: there is no such thing.
+    Unknown(String),
+}
+
+/// Gives orders to control; can be cloned and used from any thread.
+#[derive(Debug, Clone)]
+pub struct Orders(mpsc::Sender<super::Cause>);
+
+impl Orders {
+    /// Orders that go to the supervisor behind `causes`.
+    #[must_use]
+    pub(super) const fn new(causes: mpsc::Sender<super::Cause>) -> Self {
+        Self(causes)
+    }
+
+    /// Gives an order; `answer` is called once, from control's thread, unless Ringway stops before.
+    pub fn give(&self, order: Order, answer: impl FnOnce(Answer) + Send + 'static) {
+        // Control that has gone drops `answer`, which its owner sees.
+        let _ = self.0.send(super::Cause::Ordered(order, Box::new(answer)));
+    }
+}

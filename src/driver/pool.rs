@@ -1,0 +1,247 @@
+//! Receive buffers of one driver: one mapping, cut into equal parts, lent and given back.
+//!
+//! A buffer is free, published (the kernel may fill it), or owned by a session that holds its bytes. The free ones are a
+//! stack: the one given back last is still in the cache and is used first. Buffers of one direction are chained through
+//! [`Pool::set_next`], so that a queue of them costs its session two numbers.
+
+use std::io;
+use std::ptr::NonNull;
+
+/// Names a buffer of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BufferId(pub(in crate::driver) u16);
+
+impl BufferId {
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+}
+
+/// What is known of one buffer beside its bytes.
+#[derive(Debug, Clone, Copy)]
+struct Meta {
+    /// Where its bytes begin.
+    start: u32,
+    /// How many bytes it holds from there.
+    filled: u32,
+    /// The buffer that follows in its queue.
+    next: u16,
+    /// Whether a session or the kernel has it.
+    out: bool,
+}
+
+/// The receive buffers of one driver.
+#[derive(Debug)]
+pub struct Pool {
+    memory: NonNull<u8>,
+    buffer_bytes: u32,
+    meta: Vec<Meta>,
+    free: Vec<u16>,
+}
+
+const NONE: u16 = u16::MAX;
+
+impl Pool {
+    /// `count` buffers of `buffer_bytes`, all free. Memory is taken from the kernel as buffers are first used.
+    ///
+    /// # Errors
+    /// What mmap(2) says.
+    pub fn new(count: u16, buffer_bytes: u32) -> io::Result<Self> {
+        let bytes = usize::from(count) * buffer_bytes as usize;
+        // SAFETY: a new private anonymous mapping touches no memory that exists.
+        let memory = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let memory = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
+        let meta = vec![Meta { start: 0, filled: 0, next: NONE, out: false }; usize::from(count)];
+        Ok(Self { memory, buffer_bytes, meta, free: (0..count).rev().collect() })
+    }
+
+    /// Bytes of one buffer.
+    #[must_use]
+    pub const fn buffer_bytes(&self) -> u32 {
+        self.buffer_bytes
+    }
+
+    /// How many buffers there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.meta.len()
+    }
+
+    /// How many buffers nobody has.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Returns a buffer that a session owned.
+    pub fn give_back(&mut self, buffer: BufferId) {
+        let meta = &mut self.meta[usize::from(buffer.0)];
+        debug_assert!(meta.out, "buffer {} was given back twice", buffer.0);
+        *meta = Meta { start: 0, filled: 0, next: NONE, out: false };
+        self.free.push(buffer.0);
+    }
+
+    /// How many bytes an owned buffer holds.
+    #[must_use]
+    pub fn filled(&self, buffer: BufferId) -> u32 {
+        self.meta[usize::from(buffer.0)].filled
+    }
+
+    /// The bytes an owned buffer holds.
+    #[must_use]
+    pub fn bytes(&self, buffer: BufferId) -> &[u8] {
+        let meta = self.meta[usize::from(buffer.0)];
+        debug_assert!(meta.out, "buffer {} is nobody's", buffer.0);
+        // SAFETY: `start + filled` never exceeds `buffer_bytes`, so the slice lies in this buffer's part of the mapping,
+        // and no one writes there while its session, which must go through this pool, owns it.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.at(buffer).as_ptr().add(meta.start as usize),
+                meta.filled as usize,
+            )
+        }
+    }
+
+    /// Drops the first `n` bytes: they were sent.
+    pub fn consume(&mut self, buffer: BufferId, n: u32) {
+        let meta = &mut self.meta[usize::from(buffer.0)];
+        debug_assert!(n <= meta.filled, "{n} bytes of {} were sent", meta.filled);
+        meta.start += n;
+        meta.filled -= n;
+    }
+
+    /// Moves the bytes of `from` behind those of `to` where there is room for all, and gives `from` back.
+    /// Nothing may be in flight for either.
+    pub fn merge(&mut self, to: BufferId, from: BufferId) -> bool {
+        let (into, source) = (self.meta[usize::from(to.0)], self.meta[usize::from(from.0)]);
+        let end = into.start + into.filled;
+        if to == from || source.filled > self.buffer_bytes - end {
+            return false;
+        }
+        // SAFETY: both ranges lie in their own buffers (checked above for `to`, `filled`'s invariant for `from`), which
+        // do not overlap, and both are owned by the caller's session.
+        unsafe {
+            let source_bytes = self.at(from).as_ptr().add(source.start as usize);
+            let into_bytes = self.at(to).as_ptr().add(end as usize);
+            std::ptr::copy_nonoverlapping(source_bytes, into_bytes, source.filled as usize);
+        }
+        self.meta[usize::from(to.0)].filled += source.filled;
+        self.give_back(from);
+        true
+    }
+
+    /// The buffer that follows this one in its queue.
+    #[must_use]
+    pub fn next(&self, buffer: BufferId) -> Option<BufferId> {
+        let next = self.meta[usize::from(buffer.0)].next;
+        (next != NONE).then_some(BufferId(next))
+    }
+
+    /// Puts `next` behind `buffer`.
+    pub fn set_next(&mut self, buffer: BufferId, next: BufferId) {
+        self.meta[usize::from(buffer.0)].next = next.0;
+    }
+
+    /// A free buffer, now the caller's and empty.
+    pub fn take(&mut self) -> Option<BufferId> {
+        let buffer = self.free.pop()?;
+        self.meta[usize::from(buffer)].out = true;
+        Some(BufferId(buffer))
+    }
+
+    /// Fills an owned, empty buffer with as much of `bytes` as it holds; returns how much that was.
+    pub fn fill(&mut self, buffer: BufferId, bytes: &[u8]) -> usize {
+        let n = bytes.len().min(self.buffer_bytes as usize);
+        self.spare_mut(buffer)[..n].copy_from_slice(&bytes[..n]);
+        self.set_filled(buffer, u32::try_from(n).unwrap_or(self.buffer_bytes));
+        n
+    }
+
+    /// All of an owned, empty buffer, to be written to.
+    pub(in crate::driver) fn spare_mut(&mut self, buffer: BufferId) -> &mut [u8] {
+        debug_assert!(self.meta[usize::from(buffer.0)].out, "buffer {} is nobody's", buffer.0);
+        // SAFETY: the range is exactly this buffer's part of the mapping, and `&mut self` keeps others from it.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.at(buffer).as_ptr(), self.buffer_bytes as usize)
+        }
+    }
+
+    /// Says how many bytes were written to the beginning of an owned buffer.
+    pub(in crate::driver) fn set_filled(&mut self, buffer: BufferId, filled: u32) {
+        debug_assert!(filled <= self.buffer_bytes);
+        let meta = &mut self.meta[usize::from(buffer.0)];
+        (meta.start, meta.filled) = (0, filled);
+    }
+
+    /// Where a buffer begins, for the kernel.
+    pub(in crate::driver) fn at(&self, buffer: BufferId) -> NonNull<u8> {
+        debug_assert!(usize::from(buffer.0) < self.meta.len());
+        // SAFETY: a buffer's number is below `count`, so this stays inside the mapping.
+        unsafe { self.memory.add(usize::from(buffer.0) * self.buffer_bytes as usize) }
+    }
+
+    /// Where a buffer's bytes begin, for the kernel, and how many there are.
+    pub(in crate::driver) fn filled_at(&self, buffer: BufferId) -> (*const u8, u32) {
+        let bytes = self.bytes(buffer);
+        (bytes.as_ptr(), self.filled(buffer))
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let bytes = self.meta.len() * self.buffer_bytes as usize;
+        // SAFETY: this is the mapping `new` made; whoever lent its buffers to the kernel drops its ring first.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_buffer_given_back_last_is_lent_first() {
+        let mut pool = Pool::new(4, 512).unwrap();
+        let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
+        pool.give_back(a);
+        assert_eq!(pool.take(), Some(a));
+        pool.give_back(b);
+        assert_eq!(pool.free(), 3);
+    }
+
+    #[test]
+    fn merging_keeps_order_and_needs_room_for_all() {
+        let mut pool = Pool::new(4, 8).unwrap();
+        let (a, b, c) = (pool.take().unwrap(), pool.take().unwrap(), pool.take().unwrap());
+        for (buffer, bytes) in [(a, b"abc".as_slice()), (b, b"de"), (c, b"wxyz")] {
+            pool.spare_mut(buffer)[..bytes.len()].copy_from_slice(bytes);
+            pool.set_filled(buffer, u32::try_from(bytes.len()).unwrap());
+        }
+        pool.consume(a, 1);
+        assert!(pool.merge(a, b));
+        assert_eq!(pool.bytes(a), b"bcde");
+        assert!(!pool.merge(a, c), "3 bytes are left behind the fifth");
+        assert_eq!((pool.bytes(c), pool.free()), (b"wxyz".as_slice(), 2));
+    }
+
+    #[test]
+    fn an_empty_pool_lends_nothing() {
+        let mut pool = Pool::new(1, 512).unwrap();
+        assert!(pool.take().is_some());
+        assert_eq!(pool.take(), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! The closed vocabulary of what happens: why sessions end, which arm they belong to, what the journal says of them.
+//!
+//! An [`EndReason`] is the word in the log, the label in the metrics and what tests assert.
+
+use crate::config::Name;
+use std::net::SocketAddr;
+
+/// Which pool of a listener's split a session went to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Arm {
+    /// The build that is trusted.
+    Stable,
+    /// The build on trial.
+    Canary,
+}
+
+impl Arm {
+    /// Both, in the order of their numbers.
+    pub const ALL: [Self; 2] = [Self::Stable, Self::Canary];
+
+    /// The word used in logs and metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Stable => "stable",
+            Self::Canary => "canary",
+        }
+    }
+}
+
+/// Declares [`EndReason`]: each reason once, with its word and its meaning.
+macro_rules! end_reasons {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+        /// Why a session ended. Every session ends with exactly one, the first that held.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum EndReason { $($(#[$doc])* $name,)* }
+
+        impl EndReason {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The word used in logs and metrics.
+            #[must_use]
+            pub const fn label(self) -> &'static str {
+                match self { $(Self::$name => $label,)* }
+            }
+        }
+    };
+}
+
+end_reasons! {
+    /// Both ends finished, and each was told.
+    Finished = "finished",
+    /// The client reset the connection.
+    ClientReset = "client_reset",
+    /// The backend reset the connection.
+    BackendReset = "backend_reset",
+    /// The client stopped answering: keepalive or TCP_USER_TIMEOUT ran out, or no route.
+    ClientVanished = "client_vanished",
+    /// The backend stopped answering: keepalive or TCP_USER_TIMEOUT ran out, or no route.
+    BackendVanished = "backend_vanished",
+    /// The client left before a backend was reached.
+    ClientLeft = "client_left",
+    /// No backend accepted: the last one refused.
+    ConnectRefused = "connect_refused",
+    /// No backend accepted: the last one did not answer in `timeouts.connect_ms`.
+    ConnectTimeout = "connect_timeout",
+    /// No backend accepted: the last one has no route or is forbidden.
+    ConnectUnreachable = "connect_unreachable",
+    /// No local port is left towards the backend (EADDRNOTAVAIL): ours to mend, not the backend's.
+    NoPorts = "no_ports",
+    /// No descriptor or memory is left for the backend's socket: ours to mend, not the backend's.
+    NoDescriptors = "no_descriptors",
+    /// No backend of the pool has weight.
+    NoBackend = "no_backend",
+    /// The listener or the process is at its `sessions_max`.
+    Full = "full",
+    /// Nothing moved for `timeouts.idle_ms`.
+    Idle = "idle",
+    /// One end finished and the rest did not move for `timeouts.half_closed_ms`.
+    HalfClosed = "half_closed",
+    /// The session reached `timeouts.age_ms`.
+    Age = "age",
+    /// The drain deadline came.
+    Drained = "drained",
+    /// A second signal asked to stop at once.
+    Stopped = "stopped",
+    /// Its shard failed: a bug of ours, counted and logged with what it said.
+    ShardFailed = "shard_failed",
+}
+
+/// What is known of one session when it has ended: a line of the log.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Unique in the process.
+    pub session: u64,
+    /// The client's address.
+    pub client: SocketAddr,
+    /// The listener it came in by.
+    pub listener: Name,
+    /// Pool, backend and its address; `None` where no backend was chosen.
+    pub backend: Option<(Name, Name, SocketAddr)>,
+    /// Which arm it was assigned to.
+    pub arm: Arm,
+    /// Bytes the backend's socket took.
+    pub up_bytes: u64,
+    /// Bytes the client's socket took.
+    pub down_bytes: u64,
+    /// From the first attempt to connect until the backend accepted.
+    pub connect_ns: Option<u64>,
+    /// From accept to the last byte.
+    pub duration_ns: u64,
+    /// Why it ended.
+    pub why: EndReason,
+}

@@ -1,0 +1,8 @@
+//! Decisions as pure functions of facts: no clock, no socket, no thread.
+//!
+//! [`split`] sends a session to its listener's stable or canary pool, [`rotation`] to a backend of that pool, and
+//! [`snapshot`] is the config made ready for both.
+
+pub mod rotation;
+pub mod snapshot;
+pub mod split;

@@ -1,0 +1,118 @@
+//! One config made ready for shards: numbered, immutable, shared.
+//!
+//! What must outlive a snapshot, such as how far a rotation has come, hangs on it by an `Arc` that the next one takes over.
+
+use super::rotation::{Position, Rotation};
+use super::split::Split;
+use crate::config::{Config, Listener, Name, Percent, Pool};
+use crate::event::Arm;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// One config made ready for shards.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Grows by one with every change.
+    pub number: u64,
+    /// The config it was made from, with the canary percents that are in force.
+    pub config: Config,
+    splits: Vec<Arc<Split>>,
+    pools: Vec<PoolPlan>,
+}
+
+#[derive(Debug)]
+struct PoolPlan {
+    rotation: Rotation,
+    position: Arc<Position>,
+}
+
+/// A backend, by its place in a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackendIndex {
+    /// Index into [`Config::pools`].
+    pub pool: u16,
+    /// Index into [`Pool::backends`].
+    pub backend: u16,
+}
+
+impl Snapshot {
+    /// The first snapshot, or the one after `before`.
+    #[must_use]
+    pub fn new(config: Config, before: Option<&Self>) -> Self {
+        let splits: BTreeMap<&Name, &Arc<Split>> = before.map_or_else(BTreeMap::new, |b| {
+            b.config.listeners.iter().map(|l| &l.name).zip(&b.splits).collect()
+        });
+        let positions: BTreeMap<&Name, &Arc<Position>> = before.map_or_else(BTreeMap::new, |b| {
+            b.config
+                .pools
+                .iter()
+                .map(|p| &p.name)
+                .zip(b.pools.iter().map(|p| &p.position))
+                .collect()
+        });
+        Self {
+            number: before.map_or(1, |b| b.number + 1),
+            splits: config
+                .listeners
+                .iter()
+                .map(|l| splits.get(&l.name).map_or_else(Arc::default, |s| Arc::clone(s)))
+                .collect(),
+            pools: config
+                .pools
+                .iter()
+                .map(|p| PoolPlan {
+                    rotation: Rotation::new(&p.backends),
+                    position: positions.get(&p.name).map_or_else(Arc::default, |p| Arc::clone(p)),
+                })
+                .collect(),
+            config,
+        }
+    }
+
+    /// The listener of this name, and its index.
+    #[must_use]
+    pub fn listener(&self, name: &str) -> Option<(usize, &Listener)> {
+        self.config.listeners.iter().enumerate().find(|(_, l)| *l.name == *name)
+    }
+
+    /// The arm of the listener's next session, and its pool.
+    #[must_use]
+    pub fn assign(&self, listener: usize) -> (Arm, usize) {
+        let l = &self.config.listeners[listener];
+        let Some(canary) = l.canary else { return (Arm::Stable, l.stable) };
+        match self.splits[listener].assign(l.canary_percent) {
+            Arm::Stable => (Arm::Stable, l.stable),
+            Arm::Canary => (Arm::Canary, canary),
+        }
+    }
+
+    /// The pool's next backend. `None` where none has weight.
+    #[must_use]
+    pub fn next_backend(&self, pool: usize) -> Option<u16> {
+        let plan = &self.pools[pool];
+        plan.rotation.next(&plan.position)
+    }
+
+    /// A backend of the pool that was not tried yet; where all were, any.
+    #[must_use]
+    pub fn another_backend(&self, pool: usize, tried: &[u16]) -> Option<u16> {
+        let plan = &self.pools[pool];
+        plan.rotation.another(&plan.position, tried).or_else(|| plan.rotation.next(&plan.position))
+    }
+
+    /// The pool at this index.
+    #[must_use]
+    pub fn pool(&self, index: usize) -> &Pool {
+        &self.config.pools[index]
+    }
+
+    /// The same config with another canary percent. `None` where there is no such listener or it has no canary pool.
+    #[must_use]
+    pub fn with_canary(&self, listener: &str, percent: Percent) -> Option<Self> {
+        let (index, found) = self.listener(listener)?;
+        found.canary?;
+        let mut config = self.config.clone();
+        config.listeners[index].canary_percent = percent;
+        Some(Self::new(config, Some(self)))
+    }
+}
