@@ -23,12 +23,13 @@ pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Characters of a name.
 pub const NAME_CHARS_MAX: usize = 64;
 
-/// Receive buffers of one shard by default.
-pub const BUFFERS_DEFAULT: u16 = 1024;
+/// Receive buffers of one shard by default. Address space, not memory: a buffer takes memory when it is first used, and
+/// those used last are used first. So many that sessions which all stand before full destinations still have theirs.
+pub const BUFFERS_DEFAULT: u16 = 16_384;
 /// Fewest receive buffers of one shard.
 pub const BUFFERS_MIN: u16 = 64;
-/// Most receive buffers of one shard: a buffer ring holds at most 32768 (io_uring_register_buf_ring(3)).
-pub const BUFFERS_MAX: u16 = 32_768;
+/// Most receive buffers of one shard: a buffer's number has 16 bits, of which one value says "none".
+pub const BUFFERS_MAX: u16 = u16::MAX - 1;
 /// Bytes of one receive buffer by default.
 pub const BUFFER_BYTES_DEFAULT: u32 = 16 * 1024;
 /// Fewest bytes of one receive buffer.
@@ -37,6 +38,10 @@ pub const BUFFER_BYTES_MIN: u32 = 512;
 pub const BUFFER_BYTES_MAX: u32 = 1 << 20;
 /// Buffers published to a uring at first: reused while they are hot, so fewer than the pool.
 pub const WINDOW_MIN: u16 = 64;
+/// Buffers published to a uring at most: a power of two (io_uring_register_buf_ring(3)).
+pub const WINDOW_MAX: u16 = 4096;
+/// Free buffers that keep their memory when a shard is calm.
+pub const BUFFERS_WARM: usize = 64;
 /// Bytes one direction may hold by default.
 pub const HIGH_WATER_DEFAULT: u32 = 64 * 1024;
 /// Most bytes one direction may be allowed to hold.
@@ -50,17 +55,15 @@ pub const CQ_ENTRIES: u32 = 8192;
 pub const SQ_ENTRIES_MIN: u32 = 128;
 /// Completions handled in one turn before timers and mail are looked at again.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 1024;
-/// Receives of one direction in one turn on epoll, before others have theirs.
-pub const RECEIVES_PER_VISIT_MAX: u32 = 8;
 /// Readiness reports taken from epoll in one turn.
 pub const EPOLL_EVENTS_PER_TURN: usize = 512;
-/// Clients accepted in one turn on epoll, for each listener.
-pub const ACCEPTS_PER_VISIT_MAX: u32 = 64;
 
 /// Longest sleep of a shard: how soon a stopped thread is told from a late one.
 pub const SLEEP_MS_MAX: u64 = 1000;
 /// A turn later than this was stopped, not busy: its deadlines move.
 pub const FREEZE_MS: u64 = 250;
+/// How often a shard looks after itself: gives memory back, reports its gauges.
+pub const UPKEEP_MS: u64 = 1000;
 /// How long a listener rests after accept failed for want of descriptors or memory.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
@@ -87,4 +90,5 @@ pub const ADMIN_REQUEST_MS_MAX: u64 = 10_000;
 const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
+const _: () = assert!(WINDOW_MAX.is_power_of_two() && WINDOW_MAX <= 32_768);
 const _: () = assert!(SESSIONS_PER_SHARD_MAX <= 1 << 24, "a slot must fit a token");

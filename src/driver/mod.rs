@@ -157,6 +157,12 @@ impl From<io::Error> for Errno {
     }
 }
 
+impl From<Errno> for io::Error {
+    fn from(e: Errno) -> Self {
+        Self::from_raw_os_error(e.0)
+    }
+}
+
 /// How long a receive stays armed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arm {
