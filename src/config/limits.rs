@@ -4,8 +4,32 @@
 pub const SHARDS_MAX: usize = 256;
 /// Sessions of one shard: a slot number has 24 bits and leaves room beside it in a completion's token.
 pub const SESSIONS_PER_SHARD_MAX: u32 = 1 << 20;
+/// Sessions of one process.
+pub const SESSIONS_MAX: u32 = 256 * SESSIONS_PER_SHARD_MAX;
 /// Default of `limits.sessions_max`.
 pub const SESSIONS_DEFAULT: u32 = 10_000;
+/// CPU numbers: as many as the kernel's `cpu_set_t` has bits.
+pub const CPUS_MAX: usize = 1024;
+/// Clients that may wait to be accepted; the kernel cuts this to `net.core.somaxconn`.
+pub const BACKLOG_MAX: u32 = 65_535;
+/// Any time limit: 30 days.
+pub const DURATION_MS_MAX: u32 = 30 * 24 * 60 * 60 * 1000;
+/// TCP_USER_TIMEOUT: 7 days.
+pub const USER_TIMEOUT_MS_MAX: u32 = 7 * 24 * 60 * 60 * 1000;
+/// TCP_KEEPIDLE and TCP_KEEPINTVL, as the kernel bounds them (MAX_TCP_KEEPIDLE).
+pub const KEEPALIVE_S_MAX: u32 = 32_767;
+/// TCP_KEEPCNT, as the kernel bounds it (MAX_TCP_KEEPCNT).
+pub const KEEPALIVE_PROBES_MAX: u32 = 127;
+/// SO_SNDBUF, SO_RCVBUF and TCP_NOTSENT_LOWAT; the kernel cuts the first two to `net.core.[wr]mem_max`.
+pub const SOCKET_BUFFER_BYTES_MAX: u32 = 64 << 20;
+/// Characters of a congestion control's name (TCP_CA_NAME_MAX, less the zero that ends it).
+pub const CONGESTION_CHARS_MAX: usize = 15;
+/// One line for every so many ended sessions.
+pub const SESSION_EVERY_MAX: u32 = 1_000_000;
+/// Fewest characters of an admin token: what is shorter can be guessed.
+pub const TOKEN_CHARS_MIN: usize = 16;
+/// Most characters of an admin token: it must fit a request's head.
+pub const TOKEN_CHARS_MAX: usize = 1024;
 /// Listeners of one config.
 pub const LISTENERS_MAX: usize = 256;
 /// Pools of one config.
@@ -92,3 +116,11 @@ const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
 const _: () = assert!(WINDOW_MAX.is_power_of_two() && WINDOW_MAX <= 32_768);
 const _: () = assert!(SESSIONS_PER_SHARD_MAX <= 1 << 24, "a slot must fit a token");
+const _: () = assert!(USER_TIMEOUT_MS_MAX <= i32::MAX as u32, "setsockopt takes an int");
+const _: () =
+    assert!(SOCKET_BUFFER_BYTES_MAX <= i32::MAX as u32 / 2, "the kernel doubles it in an int");
+const _: () = assert!(TOKEN_CHARS_MAX < ADMIN_HEAD_BYTES_MAX, "a token comes in a request's head");
+const _: () = assert!(
+    SESSIONS_MAX as usize == SHARDS_MAX * SESSIONS_PER_SHARD_MAX as usize,
+    "every shard may be full"
+);
