@@ -110,6 +110,16 @@ pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Time for one admin request's head, and for its answer.
 pub const ADMIN_REQUEST_MS_MAX: u64 = 10_000;
+/// How long the admin endpoint rests after accept failed, for want of descriptors or memory.
+pub const ADMIN_ACCEPT_REST_MS: u64 = 100;
+/// How long a finished admin connection is read on, so that its last answer is not lost to a reset.
+pub const ADMIN_LINGER_MS_MAX: u64 = 1000;
+/// Bytes that are thrown away meanwhile.
+pub const ADMIN_LINGER_BYTES_MAX: usize = 1 << 20;
+/// How long admin answers that are under way may hold up a stop.
+pub const ADMIN_STOP_MS_MAX: u64 = 500;
+/// How long the writer of session lines sleeps between looks at the journal: it is never woken by a shard.
+pub const JOURNAL_PAUSE_MS: u64 = 20;
 
 const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
