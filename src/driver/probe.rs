@@ -68,7 +68,7 @@ impl Feature {
             Self::Ring => "ring set-up",
             Self::NoSqArray => "ring without index array",
             Self::TimedWait => "timed wait",
-            Self::Opcodes => "opcodes",
+            Self::Opcodes => "set of opcodes",
             Self::BufferRing => "provided-buffer ring",
             Self::AcceptMulti => "multishot accept",
             Self::RecvMulti => "multishot receive",
@@ -229,7 +229,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// The report for people: a line a feature, what is known of the kernel, and what to change.
+    /// The report for people: a line a feature, what is known of the kernel, and what must change for io_uring.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "kernel {}; {}", self.kernel, self.circumstances)?;
         for found in &self.found {
@@ -244,10 +244,11 @@ impl fmt::Display for Report {
         for bad in &self.known_bad {
             writeln!(f, "known of this kernel: {bad}")?;
         }
-        for refusal in self.found.iter().filter_map(|found| found.refusal.as_ref()) {
+        let usable = self.usable();
+        for refusal in usable.as_ref().err().into_iter().flatten() {
             writeln!(f, "{refusal}")?;
         }
-        match (self.usable(), self.advisable()) {
+        match (usable, self.advisable()) {
             (Ok(()), Ok(())) => write!(f, "io_uring is usable, and `auto` takes it"),
             (Ok(()), Err(why)) => write!(f, "io_uring is usable, but `auto` takes epoll: {why}"),
             (Err(_), _) => write!(f, "io_uring is not usable: `auto` takes epoll"),

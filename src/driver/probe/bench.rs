@@ -175,7 +175,22 @@ impl Bench {
     /// The next completion, for which the kernel has [`PROBE_WAIT_MS`]; a failure of `what` where none comes.
     pub(super) fn wait(&mut self, what: &str) -> Result<Done, Failure> {
         self.wait_for(Duration::from_millis(PROBE_WAIT_MS))?
-            .ok_or_else(|| Failure::saw(format!("{what} gave no completion in {PROBE_WAIT_MS} ms")))
+            .ok_or_else(|| Failure::saw(format!("{what} gave no completion in time")))
+    }
+
+    /// Waits with nothing in flight. Fails unless the kernel says that the time is over.
+    pub(super) fn wait_in_vain(&self, longest: Duration) -> Result<(), Failure> {
+        let patience = Timespec::from(longest);
+        let args = SubmitArgs::new().timespec(&patience);
+        for _ in 0..ENTERS_PER_WAIT_MAX {
+            match self.ring.submitter().submit_with_args(1, &args) {
+                Err(e) if e.raw_os_error() == Some(libc::ETIME) => return Ok(()),
+                Err(e) if may_try_again(&e) => {}
+                Err(e) => return Err(Failure::at("io_uring_enter")(e)),
+                Ok(_) => return Err(Failure::saw("a wait for nothing ended as if something came")),
+            }
+        }
+        Err(Failure::saw("a wait of a moment was interrupted again and again"))
     }
 
     /// Submits what was asked for and returns the next completion, or `None` when `longest` is over.

@@ -129,6 +129,7 @@ const ALLOW_BY_SYSCTL: &str =
 const ALLOW_BY_FILTER: &str = "Allow io_uring_setup, io_uring_enter and io_uring_register in the sandbox's filter \
      (deploy/README.md shows how for Docker, Kubernetes and systemd)";
 const NEWER_KERNEL: &str = "Run kernel 6.12 or later, or stay on epoll";
+const NOTHING: &str = "Nothing has to change: Ringway does without it";
 
 /// Why `feature` failed, as far as the error number and the machine's own words tell.
 #[must_use]
@@ -139,6 +140,7 @@ pub fn explain(feature: Feature, failure: &Failure, here: &Circumstances) -> Ref
         why,
         change: change.to_owned(),
     };
+    let newer = if feature.needed() { NEWER_KERNEL } else { NOTHING };
     match failure.errno {
         Some(libc::ENOSYS) if here.filtered == Some(true) => say(
             format!("{failure}; a filter of system calls hides io_uring, or the kernel has none"),
@@ -146,7 +148,7 @@ pub fn explain(feature: Feature, failure: &Failure, here: &Circumstances) -> Ref
         ),
         Some(libc::ENOSYS) => say(
             format!("{failure}; this kernel was built without io_uring, or is older than it"),
-            NEWER_KERNEL,
+            newer,
         ),
         Some(libc::EPERM) => forbidden(failure, here, say),
         Some(libc::EACCES) => say(
@@ -165,9 +167,9 @@ pub fn explain(feature: Feature, failure: &Failure, here: &Circumstances) -> Ref
             "Raise the limit: LimitNOFILE= in systemd, `ulimit -n` in a shell, or fs.file-max",
         ),
         Some(libc::EINVAL | libc::EOPNOTSUPP) => {
-            say(format!("{failure}; this kernel does not know it"), NEWER_KERNEL)
+            say(format!("{failure}; this kernel does not know it"), newer)
         }
-        _ => say(failure.to_string(), NEWER_KERNEL),
+        _ => say(failure.to_string(), newer),
     }
 }
 
@@ -243,6 +245,13 @@ mod tests {
             let text = explained(errno, here);
             assert!(words.iter().all(|word| text.contains(word)), "{errno}: {text}");
         }
+    }
+
+    #[test]
+    fn nobody_changes_a_kernel_for_what_is_not_needed() {
+        let failure = Failure { what: "IORING_REGISTER_NAPI".into(), errno: Some(libc::EINVAL) };
+        let text = explain(Feature::BusyPoll, &failure, &Circumstances::default()).to_string();
+        assert!(text.contains("does without it"), "{text}");
     }
 
     #[test]
