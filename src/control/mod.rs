@@ -1,6 +1,7 @@
 //! Control: slow and careful, on its own thread.
 
 pub mod board;
+pub mod notify;
 pub mod order;
 
 use order::{Answer, Order};
