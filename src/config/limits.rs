@@ -84,7 +84,42 @@ pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Time for one admin request's head, and for its answer.
 pub const ADMIN_REQUEST_MS_MAX: u64 = 10_000;
 
+/// Orders that rest in one book of the embedded order engine.
+pub const BOOK_ORDERS_MAX: usize = 16_384;
+/// Highest price of an order, in ticks: JSON readers that know only doubles hold it exactly.
+pub const BOOK_PRICE_MAX: u64 = (1 << 53) - 1;
+/// Highest quantity of an order: JSON readers that know only doubles hold it exactly.
+pub const BOOK_QUANTITY_MAX: u64 = (1 << 53) - 1;
+/// Bytes of one line of the order engine's protocol, without its end.
+pub const ENGINE_LINE_BYTES_MAX: usize = 1024;
+/// Bytes of the longest answer of the order engine.
+pub const ENGINE_ANSWER_BYTES_MAX: usize = 192;
+/// Answers a client of the order engine may leave unread, in bytes beyond what its socket holds.
+pub const ENGINE_OUTBOX_BYTES_MAX: usize = 4 << 20;
+/// Connections of one order engine at once: each has a thread.
+pub const ENGINE_CONNECTIONS_MAX: usize = 1024;
+/// Stack of such a thread, in bytes.
+pub const ENGINE_STACK_BYTES: usize = 256 * 1024;
+/// How long the order engine waits for a client to take an answer before it cuts it off.
+pub const ENGINE_WRITE_MS_MAX: u64 = 5_000;
+/// How long a line of another session's trade may lie unsent after its client's socket was full.
+pub const ENGINE_LOOK_MS: u64 = 200;
+/// How long the order engine reads on after a last reject, so that a reset does not destroy it.
+pub const ENGINE_LINGER_MS_MAX: u64 = 1_000;
+/// Sessions of one order flow: each has a thread.
+pub const FLOW_SESSIONS_MAX: usize = 1024;
+/// Resting orders one session of the order flow keeps.
+pub const FLOW_ORDERS_MAX: usize = 32;
+/// How long the order flow waits for a connection or an answer before it counts an error.
+pub const FLOW_ANSWER_MS_MAX: u64 = 1_000;
+/// How long a session of the order flow rests after an error.
+pub const FLOW_REST_MS: u64 = 100;
+
 const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
 const _: () = assert!(SESSIONS_PER_SHARD_MAX <= 1 << 24, "a slot must fit a token");
+const _: () = assert!(
+    BOOK_ORDERS_MAX * ENGINE_ANSWER_BYTES_MAX < ENGINE_OUTBOX_BYTES_MAX,
+    "one order may trade with a whole book and its owner is told of all of it"
+);
