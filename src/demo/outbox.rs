@@ -9,7 +9,7 @@ use crate::config::limits;
 use socket2::SockRef;
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// MSG_DONTWAIT of send(2), the same number on every Linux.
 const DONT_WAIT: i32 = 0x40;
@@ -28,6 +28,8 @@ pub(super) enum Patience {
 pub(super) struct Outbox {
     stream: TcpStream,
     waiting: Mutex<Waiting>,
+    /// Another session's thread has stopped writing here.
+    free: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -40,7 +42,7 @@ struct Waiting {
 impl Outbox {
     /// The way back over `stream`.
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, waiting: Mutex::default() }
+        Self { stream, waiting: Mutex::default(), free: Condvar::new() }
     }
 
     /// The client's socket.
@@ -59,11 +61,15 @@ impl Outbox {
         }
     }
 
-    /// Sends what waits, unless somebody does so already.
+    /// Sends what waits. Where somebody does so already, others leave it to him; the client's own thread waits for him,
+    /// so that it never goes on, or ends the connection, while answers of its own are on the way.
     pub(super) fn flush(&self, patience: Patience) {
         let mut waiting = self.lock();
-        if waiting.writing {
-            return;
+        while waiting.writing {
+            if patience == Patience::None {
+                return;
+            }
+            waiting = self.free.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
         waiting.writing = true;
         while !waiting.lines.is_empty() {
@@ -87,6 +93,10 @@ impl Outbox {
             }
         }
         waiting.writing = false;
+        // Nobody waits for the client's own thread, and a wake-up nobody needs is still a call into the kernel.
+        if patience == Patience::None {
+            self.free.notify_all();
+        }
     }
 
     /// Ends the connection in both directions; its own thread sees it and cleans up.
