@@ -1,16 +1,15 @@
-//! An order engine: one [`Book`], one thread a connection, the protocol of [`super::protocol`].
+//! An order engine: one [`Book`](super::book::Book), one thread a connection, the protocol of [`super::protocol`].
 //!
 //! It is what Ringway stands in front of when nobody has a matching engine at hand. Orders that rest are cancelled when
 //! their connection ends, as venues do, so a session that a proxy loses is a session that costs its client money.
 
-use super::book::{Book, NewOrder, OrderId, Trade};
 use super::clock::{now, pause};
 use super::outbox::{Outbox, Patience};
-use super::protocol::{Answer, Lines, Reason, Request, write_line};
+use super::protocol::{Answer, Lines, Reason, Request};
+use super::venue::Venue;
 use crate::config::limits;
 use socket2::SockRef;
-use std::collections::HashMap;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,15 +34,6 @@ struct Shared {
     stopping: AtomicBool,
     orders: AtomicU64,
     sessions: AtomicU64,
-}
-
-/// What one lock guards: the book and who is there.
-#[derive(Debug, Default)]
-struct Venue {
-    book: Book,
-    sessions: HashMap<u64, Arc<Outbox>>,
-    last: u64,
-    trades: Vec<Trade>,
 }
 
 impl OrderEngine {
@@ -86,7 +76,7 @@ impl OrderEngine {
     /// Orders that rest in its book now.
     #[must_use]
     pub fn resting(&self) -> usize {
-        self.shared.venue().book.len()
+        self.shared.venue().resting()
     }
 
     /// Stops listening, ends all sessions and waits until every thread is gone.
@@ -99,9 +89,7 @@ impl OrderEngine {
         self.shared.stopping.store(true, SeqCst);
         // On Linux this ends an accept that waits; where it cannot, the acceptor has ended already.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
-        for outbox in self.shared.venue().sessions.values() {
-            outbox.cut();
-        }
+        self.shared.venue().cut_all();
         // A thread that panicked has said so on stderr; there is nothing left to wait for.
         let _ = acceptor.join();
     }
@@ -138,18 +126,17 @@ fn accept_all(listener: &TcpListener, shared: &Arc<Shared>, name: &str) {
 }
 
 fn admit(
-    mut stream: TcpStream,
+    stream: TcpStream,
     shared: &Arc<Shared>,
     name: &str,
 ) -> io::Result<Option<JoinHandle<()>>> {
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_millis(limits::ENGINE_LOOK_MS)))?;
     stream.set_write_timeout(Some(Duration::from_millis(limits::ENGINE_WRITE_MS_MAX)))?;
-    let outbox = Arc::new(Outbox::new(stream.try_clone()?));
+    let outbox = Arc::new(Outbox::new(stream));
     let Some(session) = shared.enter(&outbox) else {
-        let mut line = Vec::new();
-        write_line(&Answer::Rejected { id: None, reason: Reason::EngineFull }, &mut line);
-        stream.write_all(&line)?;
+        outbox.add(&Answer::Rejected { id: None, reason: Reason::EngineFull });
+        outbox.flush(Patience::None);
         return Ok(None);
     };
     let spawned = {
@@ -158,7 +145,7 @@ fn admit(
             thread::Builder::new().name(name.into()).stack_size(limits::ENGINE_STACK_BYTES);
         thread.spawn(move || {
             let _leaving = Leaving { shared: &shared, session };
-            Serving { shared: &shared, session, outbox: &outbox, others: Vec::new() }.run(&stream);
+            Serving { shared: &shared, session, outbox: &outbox, others: Vec::new() }.run();
         })
     };
     if spawned.is_err() {
@@ -188,24 +175,15 @@ impl Shared {
     fn enter(&self, outbox: &Arc<Outbox>) -> Option<u64> {
         let mut venue = self.venue();
         // Looked at under the lock that `end` takes after setting it: nobody enters unseen by both.
-        let full = venue.sessions.len() >= limits::ENGINE_CONNECTIONS_MAX;
-        if full || self.stopping.load(SeqCst) {
-            return None;
-        }
-        venue.last += 1;
-        let session = venue.last;
-        venue.sessions.insert(session, Arc::clone(outbox));
-        self.sessions.fetch_add(1, Relaxed);
-        Some(session)
+        let session = if self.stopping.load(SeqCst) { None } else { venue.enter(outbox) };
+        self.sessions.store(venue.sessions() as u64, Relaxed);
+        session
     }
 
     fn leave(&self, session: u64) {
         let mut venue = self.venue();
-        venue.book.cancel_session(session);
-        if let Some(outbox) = venue.sessions.remove(&session) {
-            outbox.cut();
-            self.sessions.fetch_sub(1, Relaxed);
-        }
+        venue.leave(session);
+        self.sessions.store(venue.sessions() as u64, Relaxed);
     }
 }
 
@@ -219,7 +197,8 @@ struct Serving<'a> {
 }
 
 impl Serving<'_> {
-    fn run(&mut self, mut stream: &TcpStream) {
+    fn run(&mut self) {
+        let mut stream = self.outbox.stream();
         let mut bytes = vec![0; READ_BYTES];
         let mut lines = Lines::default();
         loop {
@@ -229,7 +208,7 @@ impl Serving<'_> {
                 Ok(count) => {
                     if lines.feed(&bytes[..count], |line| self.handle(line)).is_err() {
                         self.reject(None, Reason::LineTooLong);
-                        self.linger(stream);
+                        self.linger();
                         break;
                     }
                 }
@@ -261,7 +240,8 @@ impl Serving<'_> {
     }
 
     /// Reads on for a while: closing a socket with unread bytes resets it, and the reset overtakes the last answer.
-    fn linger(&self, mut stream: &TcpStream) {
+    fn linger(&self) {
+        let mut stream = self.outbox.stream();
         // Fails where the client has gone, which the reads see as well.
         let _ = stream.shutdown(Shutdown::Write);
         let until = now() + Duration::from_millis(limits::ENGINE_LINGER_MS_MAX);
@@ -281,47 +261,10 @@ fn is_timeout(e: &io::Error) -> bool {
     matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-impl Venue {
-    /// Runs one request and tells everybody whom it concerns; `others` are to be flushed when the lock is free.
-    fn run(&mut self, session: u64, own: &Outbox, request: Request, others: &mut Vec<Arc<Outbox>>) {
-        let id = request.id();
-        let order = OrderId { session, id };
-        let refused = |refusal| Answer::Rejected { id: Some(id), reason: Reason::from(refusal) };
-        match request {
-            Request::Cancel { .. } => own.add(
-                &self
-                    .book
-                    .cancel(order)
-                    .map_or_else(refused, |left| Answer::Cancelled { id, left }),
-            ),
-            Request::New { side, price, quantity, .. } => {
-                self.trades.clear();
-                let order = NewOrder { id: order, side, price, quantity };
-                let done = self.book.place(order, &mut self.trades);
-                own.add(&done.map_or_else(refused, |()| Answer::Accepted { id }));
-                for trade in &self.trades {
-                    self.tell(trade, id, own, others);
-                }
-            }
-        }
-    }
-
-    fn tell(&self, trade: &Trade, taker: u64, own: &Outbox, others: &mut Vec<Arc<Outbox>>) {
-        let &Trade { maker, maker_left, taker_left, price, quantity } = trade;
-        own.add(&Answer::Fill { id: taker, price, quantity, left: taker_left });
-        let maker_outbox = &self.sessions[&maker.session];
-        maker_outbox.add(&Answer::Fill { id: maker.id, price, quantity, left: maker_left });
-        // Not a full search: a second flush of the same outbox costs little, a long list under the lock costs all.
-        if others.last().is_none_or(|last| !Arc::ptr_eq(last, maker_outbox)) {
-            others.push(Arc::clone(maker_outbox));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{BufRead, BufReader};
+    use std::io::{BufRead, BufReader, Write};
 
     struct Client {
         reader: BufReader<TcpStream>,
@@ -414,6 +357,27 @@ mod tests {
         client.say(&"x".repeat(10 * READ_BYTES));
         client.hears(rejected(None, Reason::LineTooLong));
         client.hears_the_end();
+    }
+
+    #[test]
+    fn more_connections_than_the_bound_are_turned_away_with_a_word() {
+        let engine = engine();
+        let (stream, _other) = {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap())
+        };
+        let outbox = Arc::new(Outbox::new(stream));
+        for _ in 0..limits::ENGINE_CONNECTIONS_MAX {
+            engine.shared.enter(&outbox).unwrap();
+        }
+        let mut late = Client::of(&engine);
+        late.hears(rejected(None, Reason::EngineFull));
+        late.hears_the_end();
+        engine.shared.leave(1);
+        let mut next = Client::of(&engine);
+        next.new_order(1, "buy", 100, 5);
+        next.hears(Answer::Accepted { id: 1 });
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod histogram;
 mod outbox;
 pub mod protocol;
 pub mod table;
+mod venue;
 mod watch;
 
 use crate::config::{
