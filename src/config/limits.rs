@@ -90,6 +90,10 @@ pub const SLEEP_MS_MAX: u64 = 1000;
 pub const FREEZE_MS: u64 = 250;
 /// How often a shard looks after itself: gives memory back, reports its gauges.
 pub const UPKEEP_MS: u64 = 1000;
+/// Descriptors kept free of sessions: for listeners, rings, the admin endpoint and its clients.
+pub const DESCRIPTORS_SPARE: u64 = 256;
+/// How long shards may take to end sessions that were told to, before the process ends without them.
+pub const CUT_MS_MAX: u64 = 3000;
 /// How long a listener rests after accept failed for want of descriptors or memory.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
@@ -123,6 +127,37 @@ pub const ADMIN_STOP_MS_MAX: u64 = 500;
 /// How long the writer of session lines sleeps between looks at the journal: it is never woken by a shard.
 pub const JOURNAL_PAUSE_MS: u64 = 20;
 
+/// Orders that rest in one book of the embedded order engine.
+pub const BOOK_ORDERS_MAX: usize = 16_384;
+/// Highest price of an order, in ticks: JSON readers that know only doubles hold it exactly.
+pub const BOOK_PRICE_MAX: u64 = (1 << 53) - 1;
+/// Highest quantity of an order: JSON readers that know only doubles hold it exactly.
+pub const BOOK_QUANTITY_MAX: u64 = (1 << 53) - 1;
+/// Bytes of one line of the order engine's protocol, without its end.
+pub const ENGINE_LINE_BYTES_MAX: usize = 1024;
+/// Bytes of the longest answer of the order engine.
+pub const ENGINE_ANSWER_BYTES_MAX: usize = 192;
+/// Answers a client of the order engine may leave unread, in bytes beyond what its socket holds.
+pub const ENGINE_OUTBOX_BYTES_MAX: usize = 4 << 20;
+/// Connections of one order engine at once: each has a thread.
+pub const ENGINE_CONNECTIONS_MAX: usize = 1024;
+/// Stack of such a thread, in bytes.
+pub const ENGINE_STACK_BYTES: usize = 256 * 1024;
+/// How long the order engine waits for a client to take an answer before it cuts it off.
+pub const ENGINE_WRITE_MS_MAX: u64 = 5_000;
+/// How long a line of another session's trade may lie unsent after its client's socket was full.
+pub const ENGINE_LOOK_MS: u64 = 200;
+/// How long the order engine reads on after a last reject, so that a reset does not destroy it.
+pub const ENGINE_LINGER_MS_MAX: u64 = 1_000;
+/// Sessions of one order flow: each has a thread.
+pub const FLOW_SESSIONS_MAX: usize = 1024;
+/// Resting orders one session of the order flow keeps.
+pub const FLOW_ORDERS_MAX: usize = 32;
+/// How long the order flow waits for a connection or an answer before it counts an error.
+pub const FLOW_ANSWER_MS_MAX: u64 = 1_000;
+/// How long a session of the order flow rests after an error.
+pub const FLOW_REST_MS: u64 = 100;
+
 const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
@@ -135,4 +170,8 @@ const _: () = assert!(TOKEN_CHARS_MAX < ADMIN_HEAD_BYTES_MAX, "a token comes in 
 const _: () = assert!(
     SESSIONS_MAX as usize == SHARDS_MAX * SESSIONS_PER_SHARD_MAX as usize,
     "every shard may be full"
+);
+const _: () = assert!(
+    BOOK_ORDERS_MAX * ENGINE_ANSWER_BYTES_MAX < ENGINE_OUTBOX_BYTES_MAX,
+    "one order may trade with a whole book and its owner is told of all of it"
 );

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsRawFd;
 
 /// A socket address as the kernel reads it.
 #[derive(Clone, Copy)]
@@ -113,7 +114,7 @@ pub(in crate::driver) fn socket(address: SocketAddr, tcp: &Tcp) -> Result<Socket
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes and returns numbers.
     let fd = check(unsafe { libc::socket(family, kind, 0) })?;
-    match set_options(fd, tcp) {
+    match set_all(fd, tcp) {
         Ok(()) => Ok(Socket(fd)),
         Err(e) => {
             close(fd);
@@ -122,8 +123,15 @@ pub(in crate::driver) fn socket(address: SocketAddr, tcp: &Tcp) -> Result<Socket
     }
 }
 
-/// Sets the options of a socket, or of a listening socket for all it accepts: accepted sockets inherit them.
-pub(crate) fn set_options(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
+/// Sets the options of a listening socket, for all it accepts from now on: accepted sockets inherit them.
+///
+/// # Errors
+/// What setsockopt(2) says, such as ENOENT for a congestion control the kernel does not have.
+pub fn set_options(listening: &impl AsRawFd, tcp: &Tcp) -> Result<(), Errno> {
+    set_all(listening.as_raw_fd(), tcp)
+}
+
+fn set_all(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
     if tcp.nodelay {
         set(fd, ip, libc::TCP_NODELAY, 1)?;

@@ -228,13 +228,14 @@ impl Session {
     }
 
     /// Closes its sockets and counts it. The journal's record of it, where sessions are logged.
-    pub fn bury<D: Driver>(mut self, step: &mut Step<'_, D>) -> Option<Ended> {
+    pub fn bury<D: Driver>(&mut self, step: &mut Step<'_, D>) -> Option<Ended> {
         for side in Side::BOTH {
             if let Some(socket) = self.ends[side as usize].take() {
                 step.driver.close(Some((step.key, side)), socket);
             }
         }
-        let Stage::Ending { why, .. } = self.stage else { return None };
+        let Stage::Ending { why, .. } = &self.stage else { return None };
+        let why = *why;
         let duration_ns = step.now.since_ns(self.accepted);
         let route = self.route.take().unwrap_or_else(|| {
             let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
@@ -263,6 +264,16 @@ impl Session {
             duration_ns,
             why,
         })
+    }
+
+    /// Resets both ends at once, whatever is in flight, and counts it: its shard has failed, and its driver is about to go.
+    pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>) -> Option<Ended> {
+        for socket in self.ends.iter_mut().filter_map(Option::take) {
+            step.driver.abort(&socket);
+            step.driver.close(None, socket);
+        }
+        self.stage = Stage::Ending { why: EndReason::ShardFailed, since: step.now };
+        self.bury(step)
     }
 
     /// The config it lives by.

@@ -121,6 +121,23 @@ impl<D: Driver> Shard<D> {
         Ok(Flow::GoOn)
     }
 
+    /// Resets all sessions and counts them: the shard has failed, and only its driver is still to go.
+    pub fn abandon(&mut self) {
+        for key in self.sessions.keys() {
+            let Some(mut session) = self.sessions.take(key) else { continue };
+            let mut step = Step {
+                key,
+                now: self.now,
+                driver: &mut self.driver,
+                tally: &self.parts.tally.shard,
+                routes: &mut self.routes,
+                starved: &mut self.starved,
+            };
+            let ended = session.abandon(&mut step);
+            self.account(&session, ended);
+        }
+    }
+
     /// Its driver, for tests that own the world behind it.
     pub const fn driver(&mut self) -> &mut D {
         &mut self.driver
@@ -191,9 +208,8 @@ impl<D: Driver> Shard<D> {
     }
 
     fn bury(&mut self, key: Key) {
-        let Some(session) = self.sessions.take(key) else { return };
+        let Some(mut session) = self.sessions.take(key) else { return };
         self.timers.clear(key.slot);
-        session.snapshot().leave(usize::from(session.listener_index()));
         let mut step = Step {
             key,
             now: self.now,
@@ -203,13 +219,7 @@ impl<D: Driver> Shard<D> {
             starved: &mut self.starved,
         };
         let ended = session.bury(&mut step);
-        self.parts.load.sub();
-        self.parts.tally.shard.sessions.sub(1);
-        if let (Some(ended), Some(journal)) = (ended, &self.parts.journal)
-            && journal.try_send(ended).is_err()
-        {
-            self.parts.tally.shard.journal_dropped.add(1);
-        }
+        self.account(&session, ended);
     }
 
     /// Arms receives again that found no buffer, in the order they waited, as far as buffers have come back.
@@ -267,6 +277,18 @@ impl<D: Driver> Shard<D> {
                 Order::EndAll(why) => self.end_all(why),
                 Order::Leave => self.leaving = true,
             }
+        }
+    }
+
+    /// Counts and logs a session that has ended.
+    fn account(&self, session: &Session, ended: Option<Ended>) {
+        session.snapshot().leave(usize::from(session.listener_index()));
+        self.parts.load.sub();
+        self.parts.tally.shard.sessions.sub(1);
+        if let (Some(ended), Some(journal)) = (ended, &self.parts.journal)
+            && journal.try_send(ended).is_err()
+        {
+            self.parts.tally.shard.journal_dropped.add(1);
         }
     }
 
