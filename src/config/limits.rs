@@ -98,6 +98,10 @@ pub const CUT_MS_MAX: u64 = 3000;
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
 pub const ENDING_MS_MAX: u64 = 1000;
+/// How long a session may take to come to rest before its move is given up and it goes on where it is.
+pub const SETTLE_MS_MAX: u64 = 1000;
+/// Sessions of one shard that come to rest at once: each pause stays short.
+pub const SETTLING_MAX: usize = 32;
 /// How long a connect goes on before the client is watched for having left.
 pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
 
