@@ -134,18 +134,8 @@ impl Sim {
 
     /// Lets the world go on until something is there for this shard, or `until`, or another shard is to move.
     fn wait(&mut self, until: Option<u64>) {
-        let mut attempts = Vec::new();
         loop {
-            let mut world = self.world.borrow_mut();
-            let clock = world.clock;
-            world.pass_until(clock);
-            if let Some(shard) = &mut world.shards[self.shard] {
-                attempts.extend(shard.due.drain(..));
-            }
-            drop(world);
-            for attempt in attempts.drain(..) {
-                self.attempt(attempt);
-            }
+            self.attempt_what_is_due();
             let mut world = self.world.borrow_mut();
             let woken = self.woken.0.load(Ordering::Acquire);
             if !self.said.is_empty() || woken || world.others_move(self.shard) {
@@ -158,6 +148,24 @@ impl Sim {
             world.pass_until(next);
             if limit.is_some_and(|limit| next >= limit) && world.is_idle_for(self.shard) {
                 return;
+            }
+        }
+    }
+
+    /// Tries what can end at this moment of the clock, and what that makes possible.
+    fn attempt_what_is_due(&mut self) {
+        loop {
+            let mut world = self.world.borrow_mut();
+            let clock = world.clock;
+            world.pass_until(clock);
+            let Some(shard) = &mut world.shards[self.shard] else { return };
+            let due = std::mem::take(&mut shard.due);
+            drop(world);
+            if due.is_empty() {
+                return;
+            }
+            for attempt in due {
+                self.attempt(attempt);
             }
         }
     }
