@@ -97,8 +97,10 @@ impl Pipe {
     /// A reset: what is under way is lost, and with `all` what had arrived.
     pub(super) fn cut(&mut self, all: bool) {
         self.cut = true;
-        if all {
+        if all && self.arrived > 0 {
             self.arrived = 0;
+            // An end that had arrived behind them would now hide that they are lost.
+            self.ending = Ending::Open;
         }
         self.bytes.truncate(self.arrived);
     }

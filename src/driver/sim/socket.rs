@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 impl World {
     /// The end of what Ringway sends, behind all bytes.
     pub(super) fn finish_socket(&mut self, number: usize) -> Result<(), Errno> {
-        let gone = self.conn_at(number).is_none_or(|conn| conn.dead || conn.fate == Fate::Coming);
+        let gone =
+            self.conn_at(number).is_none_or(|conn| conn.dead || conn.fate != Fate::Established);
         let Some(id) = self.end(number).conn.filter(|_| !gone) else {
             return Err(Errno(libc::ENOTCONN));
         };
@@ -30,7 +31,7 @@ impl World {
             let conn = &mut self.conns[id.index()];
             conn.near.aborted = true;
             if conn.fate == Fate::Coming {
-                conn.fate = Fate::GivenUp;
+                (conn.fate, conn.dead) = (Fate::GivenUp, true);
             } else if !conn.dead {
                 conn.dead = true;
                 conn.pipe_mut(Way::In).cut(true);

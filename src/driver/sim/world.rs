@@ -408,8 +408,9 @@ impl World {
             return;
         }
         let outcome = if error == 0 { Ok(()) } else { Err(Errno(error)) };
-        self.conns[id.index()].fate =
-            if outcome.is_ok() { Fate::Established } else { Fate::Refused };
+        let conn = &mut self.conns[id.index()];
+        conn.fate = if outcome.is_ok() { Fate::Established } else { Fate::Refused };
+        conn.dead = outcome.is_err();
         self.note(Note::Far("answered with", id.0, u64::from(error.unsigned_abs())));
         if let Some(Op::Connect { outcome: slot }) = self.op_mut(number, Verb::Connect, serial) {
             *slot = Some(outcome);
