@@ -21,4 +21,6 @@ pub mod shard;
 pub mod control;
 // 7: windows
 pub mod admin;
+// 8: the whole
 pub mod demo;
+pub mod run;

@@ -1,2 +1,207 @@
 //! Arguments, config, run, exit code.
-fn main() {}
+
+use clap::{Parser, Subcommand};
+use ringway::config::{Config, file};
+use ringway::control::Outcome;
+use ringway::control::order::{Answer, Order};
+use ringway::run::Running;
+use ringway::{admin, demo, driver};
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+/// A TCP reverse proxy for order entry.
+///
+/// Exit codes: 0 stopped as asked; 64 the config or the arguments are wrong; 66 the config cannot be read; 69 io_uring was
+/// asked for and is refused; 70 a bug of Ringway's; 71 the system refused something, such as a port.
+#[derive(Parser)]
+#[command(version, verbatim_doc_comment)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Proxies clients to backends, as the config says.
+    Run {
+        /// The config.
+        #[arg(long, value_name = "FILE", default_value = "/etc/ringway/ringway.toml")]
+        config: PathBuf,
+    },
+    /// Says everything that is wrong with a config.
+    Check {
+        /// The config.
+        file: PathBuf,
+    },
+    /// Tries what this kernel and sandbox allow, and says what to change.
+    Probe {
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Two order engines, Ringway in front of them and an order flow through it; needs nothing else.
+    Demo {
+        /// How long, such as 10s, 2m or 500ms; without it until Ctrl-C.
+        #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+        duration: Option<Duration>,
+    },
+    /// The demo's order engine alone.
+    OrderEngine {
+        /// Where it takes orders.
+        #[arg(long, value_name = "ADDR")]
+        listen: SocketAddr,
+    },
+}
+
+/// sysexits.h: the config or the arguments are wrong.
+const USAGE: u8 = 64;
+/// sysexits.h: the config cannot be read.
+const NO_INPUT: u8 = 66;
+/// sysexits.h: a bug of ours.
+const SOFTWARE: u8 = 70;
+/// sysexits.h: the system refused something.
+const SYSTEM: u8 = 71;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(e) => {
+            // Where nobody reads there is nobody to tell.
+            let _ = e.print();
+            return if e.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match arguments.command {
+        Command::Run { config } => run(&config),
+        Command::Check { file } => check(&file),
+        Command::Probe { json } => probe(json),
+        Command::Demo { duration } => until_stopped(|stop| demo::run(duration, stop)),
+        Command::OrderEngine { listen } => until_stopped(|stop| demo::order_engine(listen, stop)),
+    }
+}
+
+fn run(path: &Path) -> ExitCode {
+    let config = match read(path) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    if let Err(e) = admin::log::init(&config.log) {
+        complain(&format!("ringway: the log cannot be set up: {e}"));
+    }
+    let signals = match Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1]) {
+        Ok(signals) => signals,
+        Err(e) => return fail(SYSTEM, &format!("signals cannot be received: {e}")),
+    };
+    let running = match Running::start(config, Some(path.to_owned())) {
+        Ok(running) => running,
+        Err(e) => return fail(e.exit_code(), &e.to_string()),
+    };
+    follow(signals, &running);
+    match running.wait() {
+        Outcome::Stopped { .. } => ExitCode::SUCCESS,
+        Outcome::Failed => fail(SOFTWARE, "ended because of a bug; the log says more"),
+    }
+}
+
+/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGTERM and SIGINT stop.
+fn follow(mut signals: Signals, running: &Running) {
+    let (orders, stop) = (running.orders(), running.stopper());
+    let follower = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                // What became of it is in the log.
+                SIGHUP => orders.give(Order::Reload, |_: Answer| {}),
+                SIGINT | SIGTERM => stop(),
+                _ => {}
+            }
+        }
+    });
+    if let Err(e) = follower {
+        complain(&format!("ringway: signals are not followed: {e}"));
+    }
+}
+
+fn check(path: &Path) -> ExitCode {
+    match read(path) {
+        Ok(config) => {
+            let (listeners, pools) = (config.listeners.len(), config.pools.len());
+            print(&format!("{}: good, {listeners} listeners, {pools} pools\n", path.display()));
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
+}
+
+fn probe(json: bool) -> ExitCode {
+    let report = driver::probe::probe();
+    let text = if json { report.to_json() } else { report.to_string() };
+    print(&format!("{}\n", text.trim_end()));
+    ExitCode::SUCCESS
+}
+
+/// Runs something that ends when a signal asks it to.
+fn until_stopped(run: impl FnOnce(Arc<AtomicBool>) -> Result<(), String>) -> ExitCode {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut signals = match Signals::new([SIGINT, SIGTERM]) {
+        Ok(signals) => signals,
+        Err(e) => return fail(SYSTEM, &format!("signals cannot be received: {e}")),
+    };
+    let asked = Arc::clone(&stop);
+    std::thread::spawn(move || {
+        for _ in signals.forever() {
+            asked.store(true, Relaxed);
+        }
+    });
+    match run(stop) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => fail(SYSTEM, &why),
+    }
+}
+
+fn read(path: &Path) -> Result<Config, ExitCode> {
+    file::read(path).map_err(|e| match e {
+        file::ReadError::Unreadable(why) => fail(NO_INPUT, &why),
+        file::ReadError::Faults(faults) => {
+            for fault in &faults {
+                complain(&format!("{}: {fault}", path.display()));
+            }
+            let s = if faults.len() == 1 { "" } else { "s" };
+            fail(USAGE, &format!("{}: {} fault{s}", path.display(), faults.len()))
+        }
+    })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "a number and a unit, such as 10s".to_owned())?;
+    let ms = match &text[digits.len()..] {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => None,
+    };
+    ms.map(Duration::from_millis).ok_or_else(|| "the unit must be ms, s, m or h".to_owned())
+}
+
+fn fail(code: u8, why: &str) -> ExitCode {
+    complain(&format!("ringway: {why}"));
+    ExitCode::from(code)
+}
+
+/// A line to stderr. Where nobody reads there is nobody to tell.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// To stdout, as `complain`.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -4,8 +4,32 @@
 pub const SHARDS_MAX: usize = 256;
 /// Sessions of one shard: a slot number has 24 bits and leaves room beside it in a completion's token.
 pub const SESSIONS_PER_SHARD_MAX: u32 = 1 << 20;
+/// Sessions of one process.
+pub const SESSIONS_MAX: u32 = 256 * SESSIONS_PER_SHARD_MAX;
 /// Default of `limits.sessions_max`.
 pub const SESSIONS_DEFAULT: u32 = 10_000;
+/// CPU numbers: as many as the kernel's `cpu_set_t` has bits.
+pub const CPUS_MAX: usize = 1024;
+/// Clients that may wait to be accepted; the kernel cuts this to `net.core.somaxconn`.
+pub const BACKLOG_MAX: u32 = 65_535;
+/// Any time limit: 30 days.
+pub const DURATION_MS_MAX: u32 = 30 * 24 * 60 * 60 * 1000;
+/// TCP_USER_TIMEOUT: 7 days.
+pub const USER_TIMEOUT_MS_MAX: u32 = 7 * 24 * 60 * 60 * 1000;
+/// TCP_KEEPIDLE and TCP_KEEPINTVL, as the kernel bounds them (MAX_TCP_KEEPIDLE).
+pub const KEEPALIVE_S_MAX: u32 = 32_767;
+/// TCP_KEEPCNT, as the kernel bounds it (MAX_TCP_KEEPCNT).
+pub const KEEPALIVE_PROBES_MAX: u32 = 127;
+/// SO_SNDBUF, SO_RCVBUF and TCP_NOTSENT_LOWAT; the kernel cuts the first two to `net.core.[wr]mem_max`.
+pub const SOCKET_BUFFER_BYTES_MAX: u32 = 64 << 20;
+/// Characters of a congestion control's name (TCP_CA_NAME_MAX, less the zero that ends it).
+pub const CONGESTION_CHARS_MAX: usize = 15;
+/// One line for every so many ended sessions.
+pub const SESSION_EVERY_MAX: u32 = 1_000_000;
+/// Fewest characters of an admin token: what is shorter can be guessed.
+pub const TOKEN_CHARS_MIN: usize = 16;
+/// Most characters of an admin token: it must fit a request's head.
+pub const TOKEN_CHARS_MAX: usize = 1024;
 /// Listeners of one config.
 pub const LISTENERS_MAX: usize = 256;
 /// Pools of one config.
@@ -23,12 +47,13 @@ pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Characters of a name.
 pub const NAME_CHARS_MAX: usize = 64;
 
-/// Receive buffers of one shard by default.
-pub const BUFFERS_DEFAULT: u16 = 1024;
+/// Receive buffers of one shard by default. Address space, not memory: a buffer takes memory when it is first used, and
+/// those used last are used first. So many that sessions which all stand before full destinations still have theirs.
+pub const BUFFERS_DEFAULT: u16 = 16_384;
 /// Fewest receive buffers of one shard.
 pub const BUFFERS_MIN: u16 = 64;
-/// Most receive buffers of one shard: a buffer ring holds at most 32768 (io_uring_register_buf_ring(3)).
-pub const BUFFERS_MAX: u16 = 32_768;
+/// Most receive buffers of one shard: a buffer's number has 16 bits, of which one value says "none".
+pub const BUFFERS_MAX: u16 = u16::MAX - 1;
 /// Bytes of one receive buffer by default.
 pub const BUFFER_BYTES_DEFAULT: u32 = 16 * 1024;
 /// Fewest bytes of one receive buffer.
@@ -37,6 +62,10 @@ pub const BUFFER_BYTES_MIN: u32 = 512;
 pub const BUFFER_BYTES_MAX: u32 = 1 << 20;
 /// Buffers published to a uring at first: reused while they are hot, so fewer than the pool.
 pub const WINDOW_MIN: u16 = 64;
+/// Buffers published to a uring at most: a power of two (io_uring_register_buf_ring(3)).
+pub const WINDOW_MAX: u16 = 4096;
+/// Free buffers that keep their memory when a shard is calm.
+pub const BUFFERS_WARM: usize = 64;
 /// Bytes one direction may hold by default.
 pub const HIGH_WATER_DEFAULT: u32 = 64 * 1024;
 /// Most bytes one direction may be allowed to hold.
@@ -50,17 +79,21 @@ pub const CQ_ENTRIES: u32 = 8192;
 pub const SQ_ENTRIES_MIN: u32 = 128;
 /// Completions handled in one turn before timers and mail are looked at again.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 1024;
-/// Receives of one direction in one turn on epoll, before others have theirs.
-pub const RECEIVES_PER_VISIT_MAX: u32 = 8;
+/// How long the probe of io_uring waits for one completion.
+pub const PROBE_WAIT_MS: u64 = 1000;
 /// Readiness reports taken from epoll in one turn.
 pub const EPOLL_EVENTS_PER_TURN: usize = 512;
-/// Clients accepted in one turn on epoll, for each listener.
-pub const ACCEPTS_PER_VISIT_MAX: u32 = 64;
 
 /// Longest sleep of a shard: how soon a stopped thread is told from a late one.
 pub const SLEEP_MS_MAX: u64 = 1000;
 /// A turn later than this was stopped, not busy: its deadlines move.
 pub const FREEZE_MS: u64 = 250;
+/// How often a shard looks after itself: gives memory back, reports its gauges.
+pub const UPKEEP_MS: u64 = 1000;
+/// Descriptors kept free of sessions: for listeners, rings, the admin endpoint and its clients.
+pub const DESCRIPTORS_SPARE: u64 = 256;
+/// How long shards may take to end sessions that were told to, before the process ends without them.
+pub const CUT_MS_MAX: u64 = 3000;
 /// How long a listener rests after accept failed for want of descriptors or memory.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
@@ -83,8 +116,62 @@ pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
 pub const ADMIN_CONNECTIONS_MAX: usize = 64;
 /// Time for one admin request's head, and for its answer.
 pub const ADMIN_REQUEST_MS_MAX: u64 = 10_000;
+/// How long the admin endpoint rests after accept failed, for want of descriptors or memory.
+pub const ADMIN_ACCEPT_REST_MS: u64 = 100;
+/// How long a finished admin connection is read on, so that its last answer is not lost to a reset.
+pub const ADMIN_LINGER_MS_MAX: u64 = 1000;
+/// Bytes that are thrown away meanwhile.
+pub const ADMIN_LINGER_BYTES_MAX: usize = 1 << 20;
+/// How long admin answers that are under way may hold up a stop.
+pub const ADMIN_STOP_MS_MAX: u64 = 500;
+/// How long the writer of session lines sleeps between looks at the journal: it is never woken by a shard.
+pub const JOURNAL_PAUSE_MS: u64 = 20;
+
+/// Orders that rest in one book of the embedded order engine.
+pub const BOOK_ORDERS_MAX: usize = 16_384;
+/// Highest price of an order, in ticks: JSON readers that know only doubles hold it exactly.
+pub const BOOK_PRICE_MAX: u64 = (1 << 53) - 1;
+/// Highest quantity of an order: JSON readers that know only doubles hold it exactly.
+pub const BOOK_QUANTITY_MAX: u64 = (1 << 53) - 1;
+/// Bytes of one line of the order engine's protocol, without its end.
+pub const ENGINE_LINE_BYTES_MAX: usize = 1024;
+/// Bytes of the longest answer of the order engine.
+pub const ENGINE_ANSWER_BYTES_MAX: usize = 192;
+/// Answers a client of the order engine may leave unread, in bytes beyond what its socket holds.
+pub const ENGINE_OUTBOX_BYTES_MAX: usize = 4 << 20;
+/// Connections of one order engine at once: each has a thread.
+pub const ENGINE_CONNECTIONS_MAX: usize = 1024;
+/// Stack of such a thread, in bytes.
+pub const ENGINE_STACK_BYTES: usize = 256 * 1024;
+/// How long the order engine waits for a client to take an answer before it cuts it off.
+pub const ENGINE_WRITE_MS_MAX: u64 = 5_000;
+/// How long a line of another session's trade may lie unsent after its client's socket was full.
+pub const ENGINE_LOOK_MS: u64 = 200;
+/// How long the order engine reads on after a last reject, so that a reset does not destroy it.
+pub const ENGINE_LINGER_MS_MAX: u64 = 1_000;
+/// Sessions of one order flow: each has a thread.
+pub const FLOW_SESSIONS_MAX: usize = 1024;
+/// Resting orders one session of the order flow keeps.
+pub const FLOW_ORDERS_MAX: usize = 32;
+/// How long the order flow waits for a connection or an answer before it counts an error.
+pub const FLOW_ANSWER_MS_MAX: u64 = 1_000;
+/// How long a session of the order flow rests after an error.
+pub const FLOW_REST_MS: u64 = 100;
 
 const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
+const _: () = assert!(WINDOW_MAX.is_power_of_two() && WINDOW_MAX <= 32_768);
 const _: () = assert!(SESSIONS_PER_SHARD_MAX <= 1 << 24, "a slot must fit a token");
+const _: () = assert!(USER_TIMEOUT_MS_MAX <= i32::MAX as u32, "setsockopt takes an int");
+const _: () =
+    assert!(SOCKET_BUFFER_BYTES_MAX <= i32::MAX as u32 / 2, "the kernel doubles it in an int");
+const _: () = assert!(TOKEN_CHARS_MAX < ADMIN_HEAD_BYTES_MAX, "a token comes in a request's head");
+const _: () = assert!(
+    SESSIONS_MAX as usize == SHARDS_MAX * SESSIONS_PER_SHARD_MAX as usize,
+    "every shard may be full"
+);
+const _: () = assert!(
+    BOOK_ORDERS_MAX * ENGINE_ANSWER_BYTES_MAX < ENGINE_OUTBOX_BYTES_MAX,
+    "one order may trade with a whole book and its owner is told of all of it"
+);

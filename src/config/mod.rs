@@ -1,12 +1,18 @@
 //! What Ringway was told to do, checked: a [`Config`] cannot be wrong.
 //!
-//! [`file`] reads the TOML as written and names every setting once, with its default and its rule; [`check`] holds the
+//! [`mod@file`] reads the TOML as written and names each setting once, with its default and its rule; `check` holds the
 //! settings against each other. All other code reads the types of this page. Durations are milliseconds (`_ms`), sizes
 //! are bytes (`_bytes`), shares of a hundred are [`Percent`]. An absent time limit is `None`, written `0` in the file.
 
-pub mod check;
+mod check;
+mod fault;
 pub mod file;
+mod inherited;
 pub mod limits;
+mod section;
+#[cfg(test)]
+mod tests;
+mod token;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

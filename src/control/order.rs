@@ -52,3 +52,29 @@ impl Orders {
         let _ = self.0.send(super::Cause::Ordered(order, Box::new(answer)));
     }
 }
+
+#[cfg(test)]
+impl Orders {
+    /// Orders that `control` answers on a thread of its own; where it gives `None`, the order is dropped unanswered.
+    pub(crate) fn answered_by(
+        mut control: impl FnMut(Order) -> Option<Answer> + Send + 'static,
+    ) -> Self {
+        let (causes, caused) = mpsc::channel();
+        std::thread::spawn(move || {
+            #[allow(irrefutable_let_patterns, reason = "as long as orders are the only cause")]
+            while let Ok(cause) = caused.recv() {
+                if let super::Cause::Ordered(order, answer) = cause
+                    && let Some(said) = control(order)
+                {
+                    answer(said);
+                }
+            }
+        });
+        Self::new(causes)
+    }
+
+    /// Orders nobody receives.
+    pub(crate) fn unheard() -> Self {
+        Self::new(mpsc::channel().0)
+    }
+}

@@ -104,6 +104,18 @@ pub struct ListenerId(pub u16);
 pub struct Socket(pub(in crate::driver) i32);
 
 impl Socket {
+    /// A descriptor that a kernel driver is to work with.
+    #[must_use]
+    pub fn of(descriptor: &impl std::os::fd::AsRawFd) -> Self {
+        Self(descriptor.as_raw_fd())
+    }
+
+    /// A descriptor that a kernel driver is to own from now on.
+    #[must_use]
+    pub fn owned(descriptor: impl std::os::fd::IntoRawFd) -> Self {
+        Self(descriptor.into_raw_fd())
+    }
+
     /// The descriptor's number, to be shown.
     #[must_use]
     pub const fn number(&self) -> i32 {
@@ -154,6 +166,12 @@ impl From<io::Error> for Errno {
     /// The number in `e`, or EIO where it has none.
     fn from(e: io::Error) -> Self {
         Self(e.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+impl From<Errno> for io::Error {
+    fn from(e: Errno) -> Self {
+        Self::from_raw_os_error(e.0)
     }
 }
 

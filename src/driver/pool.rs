@@ -4,6 +4,7 @@
 //! stack: the one given back last is still in the cache and is used first. Buffers of one direction are chained through
 //! [`Pool::set_next`], so that a queue of them costs its session two numbers.
 
+use crate::config::limits;
 use std::io;
 use std::ptr::NonNull;
 
@@ -30,6 +31,8 @@ struct Meta {
     next: u16,
     /// Whether a session or the kernel has it.
     out: bool,
+    /// Whether it has been used since its memory was last given back to the kernel.
+    warm: bool,
 }
 
 /// The receive buffers of one driver.
@@ -39,6 +42,8 @@ pub struct Pool {
     buffer_bytes: u32,
     meta: Vec<Meta>,
     free: Vec<u16>,
+    /// How short the stack of free buffers has been since memory was last given back: all below were not touched.
+    lowest: usize,
 }
 
 const NONE: u16 = u16::MAX;
@@ -65,8 +70,12 @@ impl Pool {
             return Err(io::Error::last_os_error());
         }
         let memory = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
-        let meta = vec![Meta { start: 0, filled: 0, next: NONE, out: false }; usize::from(count)];
-        Ok(Self { memory, buffer_bytes, meta, free: (0..count).rev().collect() })
+        let meta = vec![
+            Meta { start: 0, filled: 0, next: NONE, out: false, warm: false };
+            usize::from(count)
+        ];
+        let lowest = usize::from(count);
+        Ok(Self { memory, buffer_bytes, meta, free: (0..count).rev().collect(), lowest })
     }
 
     /// Bytes of one buffer.
@@ -87,11 +96,32 @@ impl Pool {
         self.free.len()
     }
 
+    /// Whether so few buffers are left that each direction should do with one.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.free.len() < self.meta.len() / 4
+    }
+
+    /// Gives the memory of free buffers back to the kernel, but for those that will be used next.
+    pub fn trim(&mut self) {
+        let cold = self.free.len().saturating_sub(limits::BUFFERS_WARM);
+        for at in self.lowest.min(cold)..cold {
+            let buffer = BufferId(self.free[at]);
+            if std::mem::take(&mut self.meta[usize::from(buffer.0)].warm) {
+                let (start, len) = (self.at(buffer).as_ptr(), self.buffer_bytes as usize);
+                // SAFETY: the range is a free buffer's own part of the mapping: nobody's bytes are there. Where it is not
+                // page-aligned the kernel refuses, and nothing is lost.
+                unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
+            }
+        }
+        self.lowest = self.free.len();
+    }
+
     /// Returns a buffer that a session owned.
     pub fn give_back(&mut self, buffer: BufferId) {
         let meta = &mut self.meta[usize::from(buffer.0)];
         debug_assert!(meta.out, "buffer {} was given back twice", buffer.0);
-        *meta = Meta { start: 0, filled: 0, next: NONE, out: false };
+        *meta = Meta { start: 0, filled: 0, next: NONE, out: false, warm: true };
         self.free.push(buffer.0);
     }
 
@@ -165,6 +195,7 @@ impl Pool {
     pub fn take(&mut self) -> Option<BufferId> {
         let buffer = self.free.pop()?;
         self.meta[usize::from(buffer)].out = true;
+        self.lowest = self.lowest.min(self.free.len());
         Some(BufferId(buffer))
     }
 

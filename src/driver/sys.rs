@@ -1,1 +1,363 @@
-//! sys
+//! The system calls both kernel drivers share, safe to call: each takes plain values and answers with an [`Errno`].
+
+use super::{Errno, Socket, Wake};
+use crate::config::{Keepalive, Tcp};
+use crate::time::Time;
+use std::collections::BTreeSet;
+use std::io;
+use std::mem::{size_of, size_of_val};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::AsRawFd;
+
+/// A socket address as the kernel reads it.
+#[derive(Clone, Copy)]
+pub(in crate::driver) struct RawAddress {
+    storage: libc::sockaddr_in6,
+    len: libc::socklen_t,
+}
+
+impl RawAddress {
+    /// An address to be filled in, or overwritten.
+    pub(in crate::driver) const fn empty() -> Self {
+        // SAFETY: sockaddr_in6 is plain numbers, for which all zeros is a value.
+        Self { storage: unsafe { std::mem::zeroed() }, len: 0 }
+    }
+
+    /// The kernel's form of `address`.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "address families and struct sizes are small"
+    )]
+    pub(in crate::driver) fn new(address: SocketAddr) -> Self {
+        let mut raw = Self::empty();
+        match address {
+            SocketAddr::V4(v4) => {
+                let sin = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                    sin_zero: [0; 8],
+                };
+                // SAFETY: sockaddr_in is smaller than sockaddr_in6 and no more strictly aligned.
+                unsafe {
+                    std::ptr::from_mut(&mut raw.storage).cast::<libc::sockaddr_in>().write(sin)
+                };
+                raw.len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            }
+            SocketAddr::V6(v6) => {
+                raw.storage = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: v6.flowinfo(),
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                    sin6_scope_id: v6.scope_id(),
+                };
+                raw.len = size_of::<libc::sockaddr_in6>() as libc::socklen_t;
+            }
+        }
+        raw
+    }
+
+    /// Where the kernel finds it.
+    pub(in crate::driver) const fn as_ptr(&self) -> *const libc::sockaddr {
+        std::ptr::from_ref(&self.storage).cast()
+    }
+
+    /// How long it is.
+    pub(in crate::driver) const fn len(&self) -> libc::socklen_t {
+        self.len
+    }
+
+    /// The address in std's form. `None` for a family that is not IP.
+    fn decode(&self) -> Option<SocketAddr> {
+        match i32::from(self.storage.sin6_family) {
+            libc::AF_INET => {
+                // SAFETY: the family says that the kernel wrote a sockaddr_in here.
+                let sin = unsafe { *self.as_ptr().cast::<libc::sockaddr_in>() };
+                let ip = Ipv4Addr::from(sin.sin_addr.s_addr.to_ne_bytes());
+                Some(SocketAddrV4::new(ip, u16::from_be(sin.sin_port)).into())
+            }
+            libc::AF_INET6 => {
+                let ip = Ipv6Addr::from(self.storage.sin6_addr.s6_addr);
+                let port = u16::from_be(self.storage.sin6_port);
+                let (flow, scope) = (self.storage.sin6_flowinfo, self.storage.sin6_scope_id);
+                Some(SocketAddrV6::new(ip, port, flow, scope).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What the last call left in errno.
+pub(in crate::driver) fn last_errno() -> Errno {
+    Errno::from(io::Error::last_os_error())
+}
+
+/// `result`, or errno where it is negative.
+fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
+    if result < 0 { Err(last_errno()) } else { Ok(result) }
+}
+
+/// The monotonic clock.
+#[must_use]
+#[expect(clippy::cast_sign_loss, reason = "the monotonic clock is never negative")]
+pub fn now() -> Time {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` outlives the call, and CLOCK_MONOTONIC always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
+    Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+}
+
+/// A non-blocking TCP socket towards `address`, with `tcp`'s options.
+pub(in crate::driver) fn socket(address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes and returns numbers.
+    let fd = check(unsafe { libc::socket(family, kind, 0) })?;
+    match set_all(fd, tcp) {
+        Ok(()) => Ok(Socket(fd)),
+        Err(e) => {
+            close(fd);
+            Err(e)
+        }
+    }
+}
+
+/// Sets the options of a listening socket, for all it accepts from now on: accepted sockets inherit them.
+///
+/// # Errors
+/// What setsockopt(2) says, such as ENOENT for a congestion control the kernel does not have.
+pub fn set_options(listening: &impl AsRawFd, tcp: &Tcp) -> Result<(), Errno> {
+    set_all(listening.as_raw_fd(), tcp)
+}
+
+fn set_all(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
+    let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
+    if tcp.nodelay {
+        set(fd, ip, libc::TCP_NODELAY, 1)?;
+    }
+    if let Some(Keepalive { idle_s, interval_s, probes }) = tcp.keepalive {
+        set(fd, socket, libc::SO_KEEPALIVE, 1)?;
+        set(fd, ip, libc::TCP_KEEPIDLE, idle_s)?;
+        set(fd, ip, libc::TCP_KEEPINTVL, interval_s)?;
+        set(fd, ip, libc::TCP_KEEPCNT, probes)?;
+    }
+    let optional = [
+        (ip, libc::TCP_USER_TIMEOUT, tcp.user_timeout_ms),
+        (socket, libc::SO_SNDBUF, tcp.send_buffer_bytes),
+        (socket, libc::SO_RCVBUF, tcp.receive_buffer_bytes),
+        (ip, libc::TCP_NOTSENT_LOWAT, tcp.notsent_lowat_bytes),
+    ];
+    for (level, name, value) in optional {
+        if let Some(value) = value {
+            set(fd, level, name, value)?;
+        }
+    }
+    let Some(congestion) = &tcp.congestion else { return Ok(()) };
+    set_bytes(fd, ip, libc::TCP_CONGESTION, congestion.as_bytes())
+}
+
+fn set(fd: i32, level: i32, name: i32, value: u32) -> Result<(), Errno> {
+    set_bytes(fd, level, name, &value.to_ne_bytes())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "option values are a few bytes")]
+fn set_bytes(fd: i32, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+    let len = value.len() as libc::socklen_t;
+    // SAFETY: `value` outlives the call, which reads `len` bytes of it.
+    check(unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), len) }).map(drop)
+}
+
+/// Begins to connect a non-blocking socket. `Ok(true)`: it is connected already.
+pub(in crate::driver) fn connect(fd: i32, address: SocketAddr) -> Result<bool, Errno> {
+    let raw = RawAddress::new(address);
+    // SAFETY: `raw` outlives the call.
+    match check(unsafe { libc::connect(fd, raw.as_ptr(), raw.len()) }) {
+        Ok(_) => Ok(true),
+        Err(Errno(libc::EINPROGRESS)) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Takes the error a socket holds (SO_ERROR).
+pub(in crate::driver) fn take_error(fd: i32) -> Result<(), Errno> {
+    let mut error: libc::c_int = 0;
+    #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
+    let mut len = size_of_val(&error) as libc::socklen_t;
+    // SAFETY: both out-parameters outlive the call and `len` is the size of the first.
+    check(unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_ERROR,
+            (&raw mut error).cast(),
+            &raw mut len,
+        )
+    })?;
+    if error == 0 { Ok(()) } else { Err(Errno(error)) }
+}
+
+/// The next client of a non-blocking listening socket. `Ok(None)`: nobody waits.
+pub(in crate::driver) fn accept(fd: i32) -> Result<Option<Socket>, Errno> {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    loop {
+        // SAFETY: null addresses are allowed and say that the caller does not want them.
+        match check(unsafe { libc::accept4(fd, std::ptr::null_mut(), std::ptr::null_mut(), flags) })
+        {
+            Ok(client) => return Ok(Some(Socket(client))),
+            Err(Errno(libc::EAGAIN)) => return Ok(None),
+            Err(Errno(libc::EINTR)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Receives what is there. `Ok(None)`: nothing yet; `Ok(Some(0))`: the end of the stream.
+pub(in crate::driver) fn recv(fd: i32, into: &mut [u8]) -> Result<Option<usize>, Errno> {
+    loop {
+        // SAFETY: the kernel writes at most `into.len()` bytes to `into`, which outlives the call.
+        let n = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+        if let Ok(n) = usize::try_from(n) {
+            return Ok(Some(n));
+        }
+        match last_errno() {
+            Errno(libc::EAGAIN) => return Ok(None),
+            Errno(libc::EINTR) => {}
+            e => return Err(e),
+        }
+    }
+}
+
+/// Sends as much as there is room for; 0 where there is none.
+pub(in crate::driver) fn send(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    loop {
+        // SAFETY: the kernel reads `bytes.len()` bytes of `bytes`, which outlives the call.
+        let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+        if let Ok(n) = usize::try_from(n) {
+            return Ok(n);
+        }
+        match last_errno() {
+            Errno(libc::EAGAIN) => return Ok(0),
+            Errno(libc::EINTR) => {}
+            e => return Err(e),
+        }
+    }
+}
+
+/// Sends a FIN behind all bytes sent so far.
+pub(in crate::driver) fn finish(fd: i32) -> Result<(), Errno> {
+    // SAFETY: takes and returns numbers.
+    check(unsafe { libc::shutdown(fd, libc::SHUT_WR) }).map(drop)
+}
+
+/// Resets the connection at once and ends what waits on it: connect(2) to AF_UNSPEC dissolves a TCP association, which
+/// sends a reset where one is due (RFC 9293 3.10.5). Unlike a close with SO_LINGER 0 it needs nothing to be at rest.
+pub(in crate::driver) fn abort(fd: i32) {
+    let mut unspec = RawAddress::empty();
+    unspec.storage.sin6_family = libc::sa_family_t::try_from(libc::AF_UNSPEC).unwrap_or(0);
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a small struct")]
+    let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    // SAFETY: `unspec` outlives the call and is larger than `len`.
+    unsafe { libc::connect(fd, unspec.as_ptr(), len) };
+}
+
+/// Closes a descriptor.
+pub(in crate::driver) fn close(fd: i32) {
+    // SAFETY: takes a number; the contract says that it is open, the caller's, and that nothing of it is in flight.
+    unsafe { libc::close(fd) };
+}
+
+/// The address of the other end.
+pub(in crate::driver) fn far_address(fd: i32) -> Result<SocketAddr, Errno> {
+    let mut raw = RawAddress::empty();
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a small struct")]
+    let mut len = size_of_val(&raw.storage) as libc::socklen_t;
+    // SAFETY: both out-parameters outlive the call and `len` is the size of the first.
+    check(unsafe { libc::getpeername(fd, (&raw mut raw.storage).cast(), &raw mut len) })?;
+    raw.decode().ok_or(Errno(libc::EAFNOSUPPORT))
+}
+
+/// An eventfd: what wakes a driver from another thread. Closed when the last owner drops it.
+#[derive(Debug)]
+pub(in crate::driver) struct EventFd(i32);
+
+impl EventFd {
+    /// A new one, at zero. It blocks, for a ring reads it only so.
+    pub(in crate::driver) fn new() -> io::Result<Self> {
+        // SAFETY: takes and returns numbers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(fd)) }
+    }
+
+    /// Its descriptor.
+    pub(in crate::driver) const fn fd(&self) -> i32 {
+        self.0
+    }
+
+    /// Back to zero.
+    pub(in crate::driver) fn clear(&self) {
+        let mut count = 0_u64;
+        // SAFETY: an eventfd gives 8 bytes, and `count` is as large.
+        unsafe { libc::read(self.0, (&raw mut count).cast(), 8) };
+    }
+}
+
+impl Wake for EventFd {
+    fn wake(&self) {
+        let one = 1_u64;
+        // SAFETY: an eventfd takes 8 bytes, and `one` is as large. It fails only at its maximum, which is awake enough.
+        unsafe { libc::write(self.0, (&raw const one).cast(), 8) };
+    }
+}
+
+impl Drop for EventFd {
+    fn drop(&mut self) {
+        close(self.0);
+    }
+}
+
+/// The CPUs this thread may run on.
+#[must_use]
+pub fn affinity() -> BTreeSet<usize> {
+    // SAFETY: cpu_set_t is plain bits, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` outlives the call and its size is given.
+    let result = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+    if result != 0 {
+        return BTreeSet::from([0]);
+    }
+    // SAFETY: CPU_ISSET only reads bits below CPU_SETSIZE.
+    (0..libc::CPU_SETSIZE as usize).filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) }).collect()
+}
+
+/// Binds this thread to one CPU.
+///
+/// # Errors
+/// Where the CPU does not exist or is not allowed.
+pub fn pin(cpu: usize) -> io::Result<()> {
+    if cpu >= libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: cpu_set_t is plain bits, for which all zeros is a value.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `cpu` is below CPU_SETSIZE, so the bit is within `set`.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: `set` outlives the call and its size is given.
+    let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Raises the limit of open descriptors as far as it goes; returns it.
+#[must_use]
+pub fn raise_descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives both calls.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+    }
+    limit.rlim_cur
+}

@@ -8,6 +8,7 @@ use crate::config::{Config, Listener, Name, Percent, Pool};
 use crate::event::Arm;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// One config made ready for shards.
 #[derive(Debug)]
@@ -16,8 +17,17 @@ pub struct Snapshot {
     pub number: u64,
     /// The config it was made from, with the canary percents that are in force.
     pub config: Config,
-    splits: Vec<Arc<Split>>,
+    listeners: Vec<Arc<Entrance>>,
+    /// Sessions of all listeners.
+    sessions: Arc<AtomicU32>,
     pools: Vec<PoolPlan>,
+}
+
+/// What of a listener outlives a snapshot.
+#[derive(Debug, Default)]
+struct Entrance {
+    split: Split,
+    sessions: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -27,7 +37,7 @@ struct PoolPlan {
 }
 
 /// A backend, by its place in a snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BackendIndex {
     /// Index into [`Config::pools`].
     pub pool: u16,
@@ -39,8 +49,8 @@ impl Snapshot {
     /// The first snapshot, or the one after `before`.
     #[must_use]
     pub fn new(config: Config, before: Option<&Self>) -> Self {
-        let splits: BTreeMap<&Name, &Arc<Split>> = before.map_or_else(BTreeMap::new, |b| {
-            b.config.listeners.iter().map(|l| &l.name).zip(&b.splits).collect()
+        let entrances: BTreeMap<&Name, &Arc<Entrance>> = before.map_or_else(BTreeMap::new, |b| {
+            b.config.listeners.iter().map(|l| &l.name).zip(&b.listeners).collect()
         });
         let positions: BTreeMap<&Name, &Arc<Position>> = before.map_or_else(BTreeMap::new, |b| {
             b.config
@@ -52,11 +62,12 @@ impl Snapshot {
         });
         Self {
             number: before.map_or(1, |b| b.number + 1),
-            splits: config
+            listeners: config
                 .listeners
                 .iter()
-                .map(|l| splits.get(&l.name).map_or_else(Arc::default, |s| Arc::clone(s)))
+                .map(|l| entrances.get(&l.name).map_or_else(Arc::default, |e| Arc::clone(e)))
                 .collect(),
+            sessions: before.map_or_else(Arc::default, |b| Arc::clone(&b.sessions)),
             pools: config
                 .pools
                 .iter()
@@ -75,12 +86,37 @@ impl Snapshot {
         self.config.listeners.iter().enumerate().find(|(_, l)| *l.name == *name)
     }
 
+    /// Takes a place for one more session of the listener. Whether there was one: both its own limit and that of the
+    /// process hold exactly, across shards. Given back by [`leave`](Self::leave).
+    #[must_use]
+    pub fn enter(&self, listener: usize) -> bool {
+        let limits = [
+            (&*self.sessions, self.config.limits.sessions_max),
+            (&self.listeners[listener].sessions, self.config.listeners[listener].sessions_max),
+        ];
+        for (taken, (count, max)) in limits.iter().enumerate() {
+            if count.fetch_add(1, Relaxed) >= *max {
+                for (count, _) in &limits[..=taken] {
+                    count.fetch_sub(1, Relaxed);
+                }
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Gives the place of an ended session back.
+    pub fn leave(&self, listener: usize) {
+        self.sessions.fetch_sub(1, Relaxed);
+        self.listeners[listener].sessions.fetch_sub(1, Relaxed);
+    }
+
     /// The arm of the listener's next session, and its pool.
     #[must_use]
     pub fn assign(&self, listener: usize) -> (Arm, usize) {
         let l = &self.config.listeners[listener];
         let Some(canary) = l.canary else { return (Arm::Stable, l.stable) };
-        match self.splits[listener].assign(l.canary_percent) {
+        match self.listeners[listener].split.assign(l.canary_percent) {
             Arm::Stable => (Arm::Stable, l.stable),
             Arm::Canary => (Arm::Canary, canary),
         }

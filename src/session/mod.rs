@@ -1,1 +1,451 @@
-//! One session.
+//! One connection, from its first attempt to reach a backend to its last byte; written once, generic over [`Driver`].
+//!
+//! A session is [opening] while it looks for a backend: straight-line async code that asks one question at a time and is
+//! gone when it has its answer. Then it [relays](relay): two [`Dir`]s moved by completions, no future, nothing on the heap.
+//! Then it is ending: told to both ends, it waits until nothing is in flight, and only then are its sockets closed.
+//!
+//! A session never waits for itself: the shard hands it completions and deadlines and looks afterwards whether it
+//! [is at rest](Session::at_rest).
+
+#![forbid(unsafe_code)]
+
+pub mod opening;
+pub mod relay;
+pub mod routes;
+
+use crate::config::{Hop, Listener, OnBackendFail};
+use crate::driver::{Completion, Driver, Errno, Interest, Key, Op, Side, Socket};
+use crate::event::{Arm, EndReason, Ended};
+use crate::policy::snapshot::{BackendIndex, Snapshot};
+use crate::tally::{RouteTally, ShardTally};
+use crate::time::Time;
+use opening::{Opening, Question, Reply};
+use relay::Dir;
+use routes::Routes;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What a session needs of its shard to take one step.
+pub struct Step<'a, D> {
+    /// The session's name to the driver.
+    pub key: Key,
+    /// The shard's clock: it stands still while the thread is stopped.
+    pub now: Time,
+    /// The kernel.
+    pub driver: &'a mut D,
+    /// The shard's counters.
+    pub tally: &'a ShardTally,
+    /// The counters of the routes its sessions take.
+    pub routes: &'a mut Routes,
+    /// Directions that wait for a buffer, in the order they began to.
+    pub starved: &'a mut VecDeque<(Key, Side)>,
+}
+
+/// One client with its backend.
+pub struct Session {
+    ends: [Option<Socket>; 2],
+    /// By the side whose bytes they carry.
+    dirs: [Dir; 2],
+    stage: Stage,
+    snapshot: Arc<Snapshot>,
+    route: Option<Arc<RouteTally>>,
+    /// Known where sessions are logged.
+    client: Option<Box<SocketAddr>>,
+    id: u64,
+    accepted: Time,
+    /// When something moved last.
+    moved: Time,
+    /// When the client's bytes that have no answer yet went to the backend.
+    asked: Option<Time>,
+    connect_ns: u64,
+    backend: Option<BackendIndex>,
+    /// Index into the snapshot's listeners.
+    listener: u16,
+    arm: Arm,
+    hop: Hop,
+    /// True exactly while a poll of the client's socket is in flight.
+    watching: bool,
+    /// Its deadline may have come nearer: the shard looks, and clears this.
+    pub retime: bool,
+}
+
+/// Where a session stands.
+enum Stage {
+    /// It looks for a backend.
+    Opening(Box<Opening>),
+    /// Bytes move.
+    Relaying,
+    /// Both ends were told; what is in flight is waited for.
+    Ending { why: EndReason, since: Time },
+}
+
+/// What a session is born with.
+pub struct Birth {
+    /// The client's socket.
+    pub client: Socket,
+    /// The config it lives by.
+    pub snapshot: Arc<Snapshot>,
+    /// Index into the snapshot's listeners.
+    pub listener: u16,
+    /// Unique in the process.
+    pub id: u64,
+}
+
+impl Session {
+    /// A session that begins to look for its backend.
+    pub fn begin<D: Driver>(step: &mut Step<'_, D>, birth: Birth) -> Self {
+        let Birth { client, snapshot, listener, id } = birth;
+        let (arm, pool) = snapshot.assign(usize::from(listener));
+        let attached = step.driver.attach(step.key, Side::Client, &client);
+        let logged = snapshot.config.log.session_every > 0;
+        let address = logged.then(|| step.driver.client_address(&client).ok().map(Box::new));
+        let hop = snapshot.config.listeners[usize::from(listener)].hop;
+        let mut session = Self {
+            ends: [Some(client), None],
+            dirs: [Dir::default(), Dir::default()],
+            stage: Stage::Opening(Box::new(Opening::new(Arc::clone(&snapshot), pool))),
+            snapshot,
+            route: None,
+            client: address.flatten(),
+            id,
+            accepted: step.now,
+            moved: step.now,
+            asked: None,
+            connect_ns: 0,
+            backend: None,
+            listener,
+            arm,
+            hop: relay::shape(hop, step.driver.counts_credit()),
+            watching: false,
+            retime: true,
+        };
+        match attached {
+            Ok(()) => session.go_on_opening(step, None),
+            Err(_) => session.end(step, EndReason::NoDescriptors),
+        }
+        session
+    }
+
+    /// Takes a completion that names this session.
+    pub fn on<D: Driver>(&mut self, step: &mut Step<'_, D>, completion: &Completion) {
+        match *completion {
+            Completion::Received { side, what, more, .. } => {
+                self.on_received(step, side, what, more)
+            }
+            Completion::Sent { side, result, .. } => self.on_sent(step, side, result),
+            Completion::Connected { result, .. } => self.on_connected(step, result),
+            Completion::Polled { result, .. } => self.on_polled(step, result),
+            Completion::Accepted { .. } | Completion::Woken => {}
+        }
+    }
+
+    /// When it wants to be looked at next. `None`: it has no deadline.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Time> {
+        let timeouts = &self.listener().timeouts;
+        match &self.stage {
+            Stage::Opening(opening) => Some(opening.deadline(timeouts.connect_ms)),
+            Stage::Ending { since, .. } => {
+                Some(since.plus_ms(crate::config::limits::ENDING_MS_MAX))
+            }
+            Stage::Relaying => {
+                let after = |from: Time, ms: Option<u32>| ms.map(|ms| from.plus_ms(u64::from(ms)));
+                let half = timeouts.half_closed_ms.filter(|_| self.is_half_closed());
+                [
+                    after(self.moved, timeouts.idle_ms),
+                    after(self.moved, half),
+                    after(self.accepted, timeouts.age_ms),
+                ]
+                .into_iter()
+                .flatten()
+                .min()
+            }
+        }
+    }
+
+    /// Does what is due. May be called early, and does nothing then.
+    pub fn on_deadline<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        if self.deadline().is_none_or(|deadline| step.now < deadline) {
+            return;
+        }
+        match &mut self.stage {
+            Stage::Opening(opening) => {
+                let timeouts = &self.snapshot.config.listeners[usize::from(self.listener)].timeouts;
+                if opening.connect_is_due(step.now, timeouts.connect_ms) {
+                    opening.gave_up = true;
+                    step.driver.cancel(step.key, Op::Connect);
+                } else if let (false, Some(client)) = (self.watching, &self.ends[0]) {
+                    opening.watched = true;
+                    self.watching = true;
+                    step.driver.arm_poll(step.key, Side::Client, client, Interest::Gone);
+                }
+                self.retime = true;
+            }
+            Stage::Relaying => {
+                let why = self.why_due(step.now);
+                self.end(step, why);
+            }
+            Stage::Ending { since, .. } => {
+                *since = step.now;
+                self.retime = true;
+                step.tally.watchdog.add(1);
+                self.cancel_all(step);
+            }
+        }
+    }
+
+    /// Begins to end, unless it is ending already: the first reason holds.
+    pub fn end<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) {
+        let opening =
+            match std::mem::replace(&mut self.stage, Stage::Ending { why, since: step.now }) {
+                Stage::Ending { why, since } => {
+                    self.stage = Stage::Ending { why, since };
+                    return;
+                }
+                Stage::Opening(opening) => Some(opening),
+                Stage::Relaying => None,
+            };
+        self.retime = true;
+        if let Some(opening) = opening {
+            self.dirs[Side::Backend as usize].connecting = opening.connecting;
+        }
+        for side in Side::BOTH {
+            self.tell(step, side, why);
+        }
+        self.drop_queues(step);
+        if self.watching {
+            step.driver.cancel(step.key, Op::Poll(Side::Client));
+        }
+    }
+
+    /// Whether it has ended and nothing of it is in flight: it can be [buried](Self::bury).
+    #[must_use]
+    pub fn at_rest(&self) -> bool {
+        matches!(self.stage, Stage::Ending { .. })
+            && !self.watching
+            && self.dirs.iter().all(Dir::at_rest)
+    }
+
+    /// Closes its sockets and counts it. The journal's record of it, where sessions are logged.
+    pub fn bury<D: Driver>(&mut self, step: &mut Step<'_, D>) -> Option<Ended> {
+        for side in Side::BOTH {
+            if let Some(socket) = self.ends[side as usize].take() {
+                step.driver.close(Some((step.key, side)), socket);
+            }
+        }
+        let Stage::Ending { why, .. } = &self.stage else { return None };
+        let why = *why;
+        let duration_ns = step.now.since_ns(self.accepted);
+        let route = self.route.take().unwrap_or_else(|| {
+            let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
+            route.opened.add(1);
+            route.open.add(1);
+            route
+        });
+        route.open.sub(1);
+        route.ended[why as usize].add(1);
+        route.duration.record(duration_ns);
+        let client = *self.client.take()?;
+        let backend = self.backend.map(|at| {
+            let pool = self.snapshot.pool(usize::from(at.pool));
+            let backend = &pool.backends[usize::from(at.backend)];
+            (Arc::clone(&pool.name), Arc::clone(&backend.name), backend.address)
+        });
+        Some(Ended {
+            session: self.id,
+            client,
+            listener: Arc::clone(&self.listener().name),
+            backend,
+            arm: self.arm,
+            up_bytes: self.dirs[0].bytes,
+            down_bytes: self.dirs[1].bytes,
+            connect_ns: (self.connect_ns > 0).then_some(self.connect_ns),
+            duration_ns,
+            why,
+        })
+    }
+
+    /// Resets both ends at once, whatever is in flight, and counts it: its shard has failed, and its driver is about to go.
+    pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>) -> Option<Ended> {
+        for socket in self.ends.iter_mut().filter_map(Option::take) {
+            step.driver.abort(&socket);
+            step.driver.close(None, socket);
+        }
+        self.stage = Stage::Ending { why: EndReason::ShardFailed, since: step.now };
+        self.bury(step)
+    }
+
+    /// The config it lives by.
+    #[must_use]
+    pub const fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// Index into its snapshot's listeners.
+    #[must_use]
+    pub const fn listener_index(&self) -> u16 {
+        self.listener
+    }
+
+    fn listener(&self) -> &Listener {
+        &self.snapshot.config.listeners[usize::from(self.listener)]
+    }
+
+    /// Which of the relay's limits has run out.
+    fn why_due(&self, now: Time) -> EndReason {
+        let timeouts = &self.listener().timeouts;
+        let due =
+            |from: Time, ms: Option<u32>| ms.is_some_and(|ms| now >= from.plus_ms(u64::from(ms)));
+        if due(self.accepted, timeouts.age_ms) {
+            EndReason::Age
+        } else if due(self.moved, timeouts.idle_ms) {
+            EndReason::Idle
+        } else {
+            EndReason::HalfClosed
+        }
+    }
+
+    /// Polls the opening, and does what it asks for.
+    fn go_on_opening<D: Driver>(&mut self, step: &mut Step<'_, D>, reply: Option<Reply>) {
+        let mut reply = reply;
+        loop {
+            let Stage::Opening(opening) = &mut self.stage else { return };
+            match opening.poll(reply.take()) {
+                Question::Connect(backend) => match self.connect(step, backend) {
+                    Ok(()) => return,
+                    Err(e) => reply = Some(Reply::Failed(e)),
+                },
+                Question::Opened => return self.relay(step),
+                Question::Failed(why) => return self.end(step, why),
+            }
+        }
+    }
+
+    fn connect<D: Driver>(
+        &mut self,
+        step: &mut Step<'_, D>,
+        at: BackendIndex,
+    ) -> Result<(), Errno> {
+        self.backend = Some(at);
+        let address =
+            self.snapshot.pool(usize::from(at.pool)).backends[usize::from(at.backend)].address;
+        let socket = step.driver.socket(address, &self.listener().tcp)?;
+        if let Err(e) = step.driver.attach(step.key, Side::Backend, &socket) {
+            step.driver.close(None, socket);
+            return Err(e);
+        }
+        step.driver.connect(step.key, &socket, address);
+        self.ends[Side::Backend as usize] = Some(socket);
+        if let Stage::Opening(opening) = &mut self.stage {
+            opening.attempt(step.now);
+        }
+        self.retime = true;
+        Ok(())
+    }
+
+    fn on_connected<D: Driver>(&mut self, step: &mut Step<'_, D>, result: Result<(), Errno>) {
+        let Stage::Opening(opening) = &mut self.stage else {
+            self.dirs[Side::Backend as usize].connecting = false;
+            return;
+        };
+        opening.connecting = false;
+        let result = if opening.gave_up { Err(Errno::TIMED_OUT) } else { result };
+        let took_ns = step.now.since_ns(opening.began);
+        let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
+        match result {
+            Ok(()) => {
+                route.connect.record(took_ns);
+                self.connect_ns = took_ns.max(1);
+                self.go_on_opening(step, Some(Reply::Connected));
+            }
+            Err(e) => {
+                route.connect_failed.add(1);
+                if let Some(socket) = self.ends[Side::Backend as usize].take() {
+                    step.driver.close(Some((step.key, Side::Backend)), socket);
+                }
+                if matches!(&self.stage, Stage::Opening(o) if o.attempts_left()) {
+                    step.tally.connect_retries.add(1);
+                }
+                self.go_on_opening(step, Some(Reply::Failed(e)));
+            }
+        }
+    }
+
+    fn on_polled<D: Driver>(&mut self, step: &mut Step<'_, D>, result: Result<(), Errno>) {
+        self.watching = false;
+        // While it relays, the receive finds out by itself.
+        if result.is_ok() && matches!(self.stage, Stage::Opening(_)) {
+            self.end(step, EndReason::ClientLeft);
+        }
+    }
+
+    fn relay<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        self.stage = Stage::Relaying;
+        self.moved = step.now;
+        self.retime = true;
+        let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
+        route.opened.add(1);
+        route.open.add(1);
+        self.route = Some(route);
+        for side in Side::BOTH {
+            self.arm(step, side);
+        }
+    }
+
+    /// Tells one end that the session is over: by a reset where bytes for it are lost or it must not mistake this for an
+    /// orderly end, else by the end of its stream.
+    fn tell<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, why: EndReason) {
+        let Some(socket) = &self.ends[side as usize] else { return };
+        let undelivered = !self.dirs[side.other() as usize].is_empty();
+        let connecting = side == Side::Backend && self.dirs[side as usize].connecting;
+        if connecting {
+            step.driver.cancel(step.key, Op::Connect);
+        } else if undelivered || is_reset(why, self.listener().on_backend_fail) {
+            step.driver.abort(socket);
+        } else {
+            if !self.dirs[side.other() as usize].finished {
+                // It fails where the connection is gone already, and then there is nobody to tell.
+                let _ = step.driver.finish(socket);
+            }
+            if self.dirs[side as usize].armed {
+                step.driver.cancel(step.key, Op::Recv(side));
+            }
+        }
+    }
+
+    /// Cancels whatever is in flight, once more.
+    fn cancel_all<D: Driver>(&self, step: &mut Step<'_, D>) {
+        for side in Side::BOTH {
+            let dir = &self.dirs[side as usize];
+            if let Some(socket) = &self.ends[side as usize] {
+                step.driver.abort(socket);
+            }
+            let in_flight = [
+                (dir.armed, Op::Recv(side)),
+                (dir.sending, Op::Send(side.other())),
+                (dir.connecting, Op::Connect),
+                (self.watching && side == Side::Client, Op::Poll(side)),
+            ];
+            for (_, op) in in_flight.into_iter().filter(|(is, _)| *is) {
+                step.driver.cancel(step.key, op);
+            }
+        }
+    }
+}
+
+/// Whether an end for this reason is shown as a reset.
+const fn is_reset(why: EndReason, on_backend_fail: OnBackendFail) -> bool {
+    use EndReason as E;
+    match why {
+        E::Finished | E::Idle | E::HalfClosed | E::Age | E::Drained | E::Stopped => false,
+        E::ClientReset | E::BackendReset | E::ClientVanished | E::BackendVanished => true,
+        E::ClientLeft | E::Full | E::ShardFailed => true,
+        E::ConnectRefused | E::ConnectTimeout | E::ConnectUnreachable => {
+            matches!(on_backend_fail, OnBackendFail::Reset)
+        }
+        E::NoPorts | E::NoDescriptors | E::NoBackend => {
+            matches!(on_backend_fail, OnBackendFail::Reset)
+        }
+    }
+}

@@ -1,1 +1,300 @@
-//! One core.
+//! One core: a pinned thread's loop over one driver.
+//!
+//! [`Shard::step`] is one turn of that loop. It is called from outside, by the thread that owns the shard or by a test
+//! that owns a simulated network, so both run the same loop. A shard shares nothing with others but counters that have
+//! one writer, its mailbox, and the snapshot.
+
+#![forbid(unsafe_code)]
+
+pub mod accept;
+pub mod mailbox;
+pub mod placement;
+pub mod table;
+pub mod timers;
+
+use crate::config::limits;
+use crate::driver::{Completion, Counters, Driver, Key, Side};
+use crate::event::{EndReason, Ended};
+use crate::policy::snapshot::Snapshot;
+use crate::session::routes::Routes;
+use crate::session::{Session, Step};
+use crate::tally::Tally;
+use crate::time::Time;
+use accept::Gate;
+use arc_swap::ArcSwap;
+use mailbox::{Order, Report};
+use placement::{Load, Neighbour};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, mpsc};
+use table::Table;
+use timers::Timers;
+
+/// What a shard is made of beside its driver.
+pub struct Parts {
+    /// Its number; unique in the process.
+    pub id: usize,
+    /// The snapshot in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Its counters.
+    pub tally: Arc<Tally>,
+    /// Its sessions, as placement counts them.
+    pub load: Arc<Load>,
+    /// Its mailbox.
+    pub orders: mpsc::Receiver<Order>,
+    /// Where it reports to. Called on its thread; must not wait.
+    pub report: Box<dyn FnMut(Report) + Send>,
+    /// Where records of ended sessions go; full is counted, not waited for.
+    pub journal: Option<mpsc::SyncSender<Ended>>,
+}
+
+/// One core.
+pub struct Shard<D> {
+    driver: D,
+    parts: Parts,
+    routes: Routes,
+    sessions: Table,
+    timers: Timers,
+    gates: Vec<Gate>,
+    neighbours: Arc<[Neighbour]>,
+    starved: VecDeque<(Key, Side)>,
+    now: Time,
+    /// How long the thread was stopped so far: the shard's clock does not count it.
+    frozen_ns: u64,
+    upkeep_at: Time,
+    next_id: u64,
+    leaving: bool,
+}
+
+/// Whether the loop goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// It does.
+    GoOn,
+    /// The shard has left: it accepts nobody and has no session.
+    Left,
+}
+
+impl<D: Driver> Shard<D> {
+    /// A shard that accepts nobody yet.
+    pub fn new(driver: D, parts: Parts) -> Self {
+        let now = driver.now();
+        Self {
+            routes: Routes::new(Arc::clone(&parts.tally)),
+            sessions: Table::default(),
+            timers: Timers::new(now),
+            gates: Vec::new(),
+            neighbours: Arc::from([]),
+            starved: VecDeque::new(),
+            now,
+            frozen_ns: 0,
+            upkeep_at: now,
+            next_id: (parts.id as u64) << 48 | 1,
+            leaving: false,
+            driver,
+            parts,
+        }
+    }
+
+    /// One turn: wait for the kernel, pass on what it said, fire what is due.
+    ///
+    /// # Errors
+    /// The driver is broken and the shard cannot go on.
+    pub fn step(&mut self) -> io::Result<Flow> {
+        let until = self.wake_at();
+        self.driver.turn(Some(until))?;
+        self.look_at_clock(until);
+        for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
+            let Some(completion) = self.driver.next() else { break };
+            self.take(completion);
+        }
+        self.feed_starved();
+        self.fire_timers();
+        if self.now >= self.upkeep_at {
+            self.keep_up();
+        }
+        self.parts.tally.shard.turns.add(1);
+        if self.leaving && self.sessions.count() == 0 && self.gates.is_empty() {
+            (self.parts.report)(Report::Gone);
+            return Ok(Flow::Left);
+        }
+        Ok(Flow::GoOn)
+    }
+
+    /// Resets all sessions and counts them: the shard has failed, and only its driver is still to go.
+    pub fn abandon(&mut self) {
+        for key in self.sessions.keys() {
+            let Some(mut session) = self.sessions.take(key) else { continue };
+            let mut step = Step {
+                key,
+                now: self.now,
+                driver: &mut self.driver,
+                tally: &self.parts.tally.shard,
+                routes: &mut self.routes,
+                starved: &mut self.starved,
+            };
+            let ended = session.abandon(&mut step);
+            self.account(&session, ended);
+        }
+    }
+
+    /// Its driver, for tests that own the world behind it.
+    pub const fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    /// How many sessions it has.
+    #[must_use]
+    pub const fn sessions(&self) -> usize {
+        self.sessions.count()
+    }
+
+    /// The latest moment to wake, on the driver's clock.
+    fn wake_at(&self) -> Time {
+        let due = [self.timers.next(), Some(self.upkeep_at), self.next_gate()];
+        let due = due.into_iter().flatten().min().unwrap_or(self.upkeep_at);
+        due.min(self.now.plus_ms(limits::SLEEP_MS_MAX)) + self.frozen_ns
+    }
+
+    /// Reads the clock. A turn that ends long after it should have was stopped: that time does not count, so that no
+    /// deadline comes due because of it.
+    fn look_at_clock(&mut self, until: Time) {
+        let wall = self.driver.now();
+        let late_ns = wall.since_ns(until);
+        if late_ns > limits::FREEZE_MS * 1_000_000 {
+            self.frozen_ns += late_ns;
+            self.parts.tally.shard.freezes.add(1);
+        }
+        self.now = self.now.max(Time(wall.0.saturating_sub(self.frozen_ns)));
+    }
+
+    fn take(&mut self, completion: Completion) {
+        let key = match completion {
+            Completion::Woken => return self.read_mail(),
+            Completion::Accepted { listener, result, more } => {
+                return self.on_accepted(listener, result, more);
+            }
+            Completion::Connected { key, .. }
+            | Completion::Received { key, .. }
+            | Completion::Sent { key, .. }
+            | Completion::Polled { key, .. } => key,
+        };
+        if !self.with_session(key, |session, step| session.on(step, &completion)) {
+            self.parts.tally.shard.stale.add(1);
+        }
+    }
+
+    /// Lets a session take a step, and sees to what follows from it. Whether there is such a session.
+    fn with_session(&mut self, key: Key, act: impl FnOnce(&mut Session, &mut Step<'_, D>)) -> bool {
+        let Some(session) = self.sessions.session(key) else { return false };
+        let mut step = Step {
+            key,
+            now: self.now,
+            driver: &mut self.driver,
+            tally: &self.parts.tally.shard,
+            routes: &mut self.routes,
+            starved: &mut self.starved,
+        };
+        act(session, &mut step);
+        if session.at_rest() {
+            self.bury(key);
+        } else if std::mem::take(&mut session.retime) {
+            match session.deadline() {
+                Some(at) => self.timers.set(key.slot, at),
+                None => self.timers.clear(key.slot),
+            }
+        }
+        true
+    }
+
+    fn bury(&mut self, key: Key) {
+        let Some(mut session) = self.sessions.take(key) else { return };
+        self.timers.clear(key.slot);
+        let mut step = Step {
+            key,
+            now: self.now,
+            driver: &mut self.driver,
+            tally: &self.parts.tally.shard,
+            routes: &mut self.routes,
+            starved: &mut self.starved,
+        };
+        let ended = session.bury(&mut step);
+        self.account(&session, ended);
+    }
+
+    /// Arms receives again that found no buffer, in the order they waited, as far as buffers have come back.
+    fn feed_starved(&mut self) {
+        let mut free = self.driver.pool().free();
+        for _ in 0..self.starved.len() {
+            if free == 0 {
+                break;
+            }
+            let Some((key, side)) = self.starved.pop_front() else { break };
+            let mut fed = false;
+            self.with_session(key, |session, step| fed = session.feed(step, side));
+            free -= usize::from(fed);
+        }
+    }
+
+    fn fire_timers(&mut self) {
+        while let Some(slot) = self.timers.expire(self.now) {
+            let key = self.sessions.key(slot);
+            self.with_session(key, |session, step| {
+                session.on_deadline(step);
+                session.retime = true;
+            });
+        }
+        self.open_rested_gates();
+    }
+
+    /// What need not be done each turn: reports gauges, gives memory back.
+    fn keep_up(&mut self) {
+        self.upkeep_at = self.now.plus_ms(limits::UPKEEP_MS);
+        let Counters { enters, completions, sq_full, cq_overflow, no_buffers, sends_blocked } =
+            self.driver.counters();
+        let shard = &self.parts.tally.shard;
+        shard.enters.set(enters);
+        shard.completions.set(completions);
+        shard.sq_full.set(sq_full);
+        shard.cq_overflow.set(cq_overflow);
+        shard.no_buffers.set(no_buffers);
+        shard.sends_blocked.set(sends_blocked);
+        shard.starved.set(self.starved.len() as u64);
+        let pool = self.driver.pool();
+        pool.trim();
+        shard.buffers.set(pool.count() as u64);
+        shard.buffers_free.set(pool.free() as u64);
+        self.sessions.trim();
+    }
+
+    fn read_mail(&mut self) {
+        while let Ok(order) = self.parts.orders.try_recv() {
+            match order {
+                Order::Serve { listener, name, socket } => self.serve(listener, name, socket),
+                Order::Release(listener) => self.release(listener),
+                Order::Adopt { client, name } => self.adopt(client, &name),
+                Order::Neighbours(neighbours) => self.neighbours = neighbours,
+                Order::EndAll(why) => self.end_all(why),
+                Order::Leave => self.leaving = true,
+            }
+        }
+    }
+
+    /// Counts and logs a session that has ended.
+    fn account(&self, session: &Session, ended: Option<Ended>) {
+        session.snapshot().leave(usize::from(session.listener_index()));
+        self.parts.load.sub();
+        self.parts.tally.shard.sessions.sub(1);
+        if let (Some(ended), Some(journal)) = (ended, &self.parts.journal)
+            && journal.try_send(ended).is_err()
+        {
+            self.parts.tally.shard.journal_dropped.add(1);
+        }
+    }
+
+    fn end_all(&mut self, why: EndReason) {
+        for key in self.sessions.keys() {
+            self.with_session(key, |session, step| session.end(step, why));
+        }
+    }
+}

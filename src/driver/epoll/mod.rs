@@ -1,1 +1,460 @@
-//! epoll.
+//! epoll: the same work as [`uring`](super::uring) by readiness, where io_uring is forbidden or rolled back.
+//!
+//! Every session socket is watched once, edge-triggered, for both directions. What the kernel reports is remembered in the
+//! side's [`watch`]; an operation that was asked for is tried when its side is known to be ready, and gives its completion
+//! then. So a message costs one `epoll_wait` (shared by all that are ready), one `recv` and one `send`.
+
+mod watch;
+
+use super::pool::{BufferId, Pool};
+use super::sys::{self, EventFd};
+use super::{
+    Arm, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op, Received, Side,
+    Socket, Waker,
+};
+use crate::config::{Tcp, limits};
+use crate::time::Time;
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use watch::{Want, Watch};
+
+/// The epoll driver.
+#[derive(Debug)]
+pub struct Epoll {
+    poller: i32,
+    wake: Arc<EventFd>,
+    events: Vec<libc::epoll_event>,
+    pool: Pool,
+    watches: Vec<[Watch; 2]>,
+    listeners: Vec<(ListenerId, i32)>,
+    /// Sides that may be able to go on, each at most once.
+    ready: VecDeque<(u32, Side)>,
+    /// Listeners with clients waiting.
+    knocking: VecDeque<ListenerId>,
+    /// Completions that need no kernel any more.
+    done: VecDeque<Completion>,
+    now: Time,
+    counters: Counters,
+}
+
+/// `epoll_event.data` of the waker and, in the upper half, of listeners; sessions have their slot and generation.
+const WAKER: u64 = u64::MAX;
+const LISTENER: u64 = 1 << 63;
+
+impl Epoll {
+    /// A driver with `buffers` receive buffers of `buffer_bytes`.
+    ///
+    /// # Errors
+    /// Where descriptors or memory ran out.
+    pub fn new(buffers: u16, buffer_bytes: u32) -> io::Result<Self> {
+        // SAFETY: takes and returns numbers.
+        let poller = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if poller < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let wake = EventFd::new()?;
+        let driver = Self {
+            poller,
+            wake: Arc::new(wake),
+            events: vec![libc::epoll_event { events: 0, u64: 0 }; limits::EPOLL_EVENTS_PER_TURN],
+            pool: Pool::new(buffers, buffer_bytes)?,
+            watches: Vec::new(),
+            listeners: Vec::new(),
+            ready: VecDeque::new(),
+            knocking: VecDeque::new(),
+            done: VecDeque::new(),
+            now: sys::now(),
+            counters: Counters::default(),
+        };
+        driver.control(libc::EPOLL_CTL_ADD, driver.wake.fd(), libc::EPOLLIN, WAKER)?;
+        Ok(driver)
+    }
+
+    #[expect(clippy::cast_sign_loss, reason = "event masks are bits")]
+    fn control(&self, what: i32, fd: i32, events: i32, data: u64) -> Result<(), Errno> {
+        let mut event = libc::epoll_event { events: events as u32, u64: data };
+        // SAFETY: `event` outlives the call.
+        let result = unsafe { libc::epoll_ctl(self.poller, what, fd, &raw mut event) };
+        if result < 0 { Err(sys::last_errno()) } else { Ok(()) }
+    }
+
+    /// The watch of a side. Its socket must have been attached.
+    fn watch(&mut self, key: Key, side: Side) -> &mut Watch {
+        let watch = &mut self.watches[key.slot as usize][side as usize];
+        debug_assert!(watch.is_of(key), "{side:?} of slot {} is not attached", key.slot);
+        watch
+    }
+
+    /// Puts a side into the queue if it has something to do that its socket is ready for.
+    fn visit_later(&mut self, slot: u32, side: Side) {
+        let watch = &mut self.watches[slot as usize][side as usize];
+        if !watch.queued && watch.can_move() {
+            watch.queued = true;
+            self.ready.push_back((slot, side));
+        }
+    }
+
+    /// Notes what the kernel said of one side.
+    fn heard(&mut self, data: u64, events: u32) {
+        let (slot, side, generation) = watch::decode(data);
+        let Some(watch) = self.watches.get_mut(slot as usize).map(|w| &mut w[side as usize]) else {
+            return;
+        };
+        if watch.generation == generation {
+            watch.heard(events);
+            self.visit_later(slot, side);
+        }
+    }
+
+    /// Does the next thing a side can do.
+    fn visit(&mut self, slot: u32, side: Side) -> Option<Completion> {
+        let watch = &mut self.watches[slot as usize][side as usize];
+        watch.queued = false;
+        let key = Key { slot, generation: watch.generation };
+        let completion = match watch.next_move()? {
+            Want::Connect => {
+                watch.connecting = false;
+                Completion::Connected { key, result: sys::take_error(watch.fd) }
+            }
+            Want::Send => {
+                self.go_on_sending(key, side);
+                self.visit_later(slot, side);
+                return None;
+            }
+            Want::Recv => self.receive(key, side)?,
+            Want::Poll => {
+                watch.poll = None;
+                Completion::Polled { key, side, result: Ok(()) }
+            }
+        };
+        self.visit_later(slot, side);
+        Some(completion)
+    }
+
+    fn receive(&mut self, key: Key, side: Side) -> Option<Completion> {
+        let watch = &mut self.watches[key.slot as usize][side as usize];
+        let Some(buffer) = self.pool.take() else {
+            self.counters.no_buffers += 1;
+            watch.recv = None;
+            let what = Received::Failed(Errno::NO_BUFFERS);
+            return Some(Completion::Received { key, side, what, more: false });
+        };
+        let what = match sys::recv(watch.fd, self.pool.spare_mut(buffer)) {
+            Ok(Some(n)) if n > 0 => {
+                let filled = u32::try_from(n).unwrap_or(u32::MAX);
+                self.pool.set_filled(buffer, filled);
+                let more = watch.received(filled, filled < self.pool.buffer_bytes());
+                return Some(Completion::Received {
+                    key,
+                    side,
+                    what: Received::Bytes(buffer),
+                    more,
+                });
+            }
+            Ok(Some(_)) => Received::End,
+            Err(e) => Received::Failed(e),
+            Ok(None) => {
+                watch.readable = false;
+                self.pool.give_back(buffer);
+                self.visit_later(key.slot, side);
+                return None;
+            }
+        };
+        watch.recv = None;
+        self.pool.give_back(buffer);
+        Some(Completion::Received { key, side, what, more: false })
+    }
+
+    /// Sends on. Whether the send is over; its completions are in `done` then.
+    fn go_on_sending(&mut self, key: Key, side: Side) -> bool {
+        let watch = &mut self.watches[key.slot as usize][side as usize];
+        let Some((buffer, sent)) = watch.send else { return true };
+        let bytes = self.pool.bytes(buffer);
+        let result = match sys::send(watch.fd, &bytes[sent as usize..]) {
+            Ok(n) => {
+                let sent = sent + u32::try_from(n).unwrap_or(u32::MAX);
+                if (sent as usize) < bytes.len() {
+                    watch.send = Some((buffer, sent));
+                    watch.writable = false;
+                    return false;
+                }
+                Ok(sent)
+            }
+            Err(_) if sent > 0 => Ok(sent),
+            Err(e) => Err(e),
+        };
+        let whole = result.is_ok_and(|sent| sent as usize == bytes.len());
+        self.end_send(key, side, result, whole);
+        true
+    }
+
+    /// Reports a send, and begins the receive that was linked to it or says that it will not come.
+    fn end_send(&mut self, key: Key, side: Side, result: Result<u32, Errno>, whole: bool) {
+        let watch = self.watch(key, side);
+        watch.send = None;
+        let linked = std::mem::take(&mut watch.then_recv);
+        self.done.push_back(Completion::Sent { key, side, result });
+        if linked && whole {
+            self.watch(key, side.other()).recv = Some(0);
+            self.visit_later(key.slot, side.other());
+        } else if linked {
+            self.done.push_back(cancelled_receive(key, side.other()));
+        }
+    }
+
+    fn knock(&mut self, listener: ListenerId) -> Option<Completion> {
+        let (_, fd) = *self.listeners.iter().find(|(id, _)| *id == listener)?;
+        match sys::accept(fd) {
+            Ok(None) => None,
+            Ok(Some(client)) => {
+                self.knocking.push_back(listener);
+                Some(Completion::Accepted { listener, result: Ok(client), more: true })
+            }
+            Err(e) => {
+                let more = !e.is_exhaustion();
+                if !more {
+                    self.forget_listener(listener);
+                }
+                Some(Completion::Accepted { listener, result: Err(e), more })
+            }
+        }
+    }
+
+    fn forget_listener(&mut self, listener: ListenerId) -> bool {
+        let Some(at) = self.listeners.iter().position(|(id, _)| *id == listener) else {
+            return false;
+        };
+        let (_, fd) = self.listeners.swap_remove(at);
+        self.knocking.retain(|id| *id != listener);
+        // It fails only where the socket is closed already, and then the kernel has forgotten it.
+        let _ = self.control(libc::EPOLL_CTL_DEL, fd, 0, 0);
+        true
+    }
+
+    /// Milliseconds epoll_wait may sleep, rounded up so that it does not spin before a deadline.
+    fn sleep_ms(&self, until: Option<Time>) -> i32 {
+        if !(self.done.is_empty() && self.ready.is_empty() && self.knocking.is_empty()) {
+            return 0;
+        }
+        until.map_or(-1, |until| {
+            i32::try_from(until.since_ns(sys::now()).div_ceil(1_000_000)).unwrap_or(i32::MAX)
+        })
+    }
+}
+
+impl Driver for Epoll {
+    fn kind(&self) -> Kind {
+        Kind::Epoll
+    }
+
+    fn counts_credit(&self) -> bool {
+        true
+    }
+
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn waker(&self) -> Waker {
+        Arc::<EventFd>::clone(&self.wake)
+    }
+
+    fn accept(&mut self, listener: ListenerId, socket: &Socket) {
+        let data = LISTENER | u64::from(listener.0);
+        match self.control(libc::EPOLL_CTL_ADD, socket.0, libc::EPOLLIN, data) {
+            Ok(()) => self.listeners.push((listener, socket.0)),
+            Err(e) => {
+                self.done.push_back(Completion::Accepted { listener, result: Err(e), more: false })
+            }
+        }
+    }
+
+    fn stop_accepting(&mut self, listener: ListenerId) {
+        if self.forget_listener(listener) {
+            let result = Err(Errno::CANCELED);
+            self.done.push_back(Completion::Accepted { listener, result, more: false });
+        }
+    }
+
+    fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
+        sys::socket(address, tcp)
+    }
+
+    fn attach(&mut self, key: Key, side: Side, socket: &Socket) -> Result<(), Errno> {
+        let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        self.control(libc::EPOLL_CTL_ADD, socket.0, events, watch::encode(key, side))?;
+        let slot = key.slot as usize;
+        if self.watches.len() <= slot {
+            self.watches.resize_with(slot + 1, Default::default);
+        }
+        self.watches[slot][side as usize] = Watch::new(key, socket.0);
+        Ok(())
+    }
+
+    fn detach(&mut self, key: Key, side: Side, socket: &Socket) {
+        debug_assert!(!self.watch(key, side).in_flight(), "{side:?} is detached while in flight");
+        *self.watch(key, side) = Watch::default();
+        // It fails only where the socket is not watched, which is what was wanted.
+        let _ = self.control(libc::EPOLL_CTL_DEL, socket.0, 0, 0);
+    }
+
+    fn connect(&mut self, key: Key, socket: &Socket, address: SocketAddr) {
+        match sys::connect(socket.0, address) {
+            Ok(false) => self.watch(key, Side::Backend).connecting = true,
+            now => {
+                self.done.push_back(Completion::Connected { key, result: now.map(drop) });
+            }
+        }
+    }
+
+    fn arm_recv(&mut self, key: Key, side: Side, _socket: &Socket, arm: Arm) {
+        let watch = self.watch(key, side);
+        debug_assert!(watch.recv.is_none(), "a second receive of {side:?}");
+        watch.recv = Some(match arm {
+            Arm::Once => 0,
+            Arm::Multi(credit) => credit,
+        });
+        self.visit_later(key.slot, side);
+    }
+
+    fn send(&mut self, key: Key, side: Side, _socket: &Socket, buffer: BufferId) {
+        let watch = self.watch(key, side);
+        debug_assert!(watch.send.is_none(), "a second send to {side:?}");
+        watch.send = Some((buffer, 0));
+        if !self.go_on_sending(key, side) {
+            self.counters.sends_blocked += 1;
+        }
+    }
+
+    fn send_then_recv(
+        &mut self,
+        key: Key,
+        side: Side,
+        socket: &Socket,
+        buffer: BufferId,
+        _source: &Socket,
+    ) {
+        self.watch(key, side).then_recv = true;
+        self.send(key, side, socket, buffer);
+    }
+
+    fn arm_poll(&mut self, key: Key, side: Side, _socket: &Socket, interest: Interest) {
+        let watch = self.watch(key, side);
+        debug_assert!(watch.poll.is_none(), "a second poll of {side:?}");
+        watch.poll = Some(interest);
+        self.visit_later(key.slot, side);
+    }
+
+    fn cancel(&mut self, key: Key, op: Op) {
+        let cancelled = match op {
+            Op::Connect => {
+                let was = std::mem::take(&mut self.watch(key, Side::Backend).connecting);
+                was.then_some(Completion::Connected { key, result: Err(Errno::CANCELED) })
+            }
+            Op::Recv(side) => {
+                let was = self.watch(key, side).recv.take();
+                was.map(|_| cancelled_receive(key, side))
+            }
+            Op::Send(side) => {
+                if let Some((_, sent)) = self.watch(key, side).send {
+                    let result = if sent > 0 { Ok(sent) } else { Err(Errno::CANCELED) };
+                    self.end_send(key, side, result, false);
+                }
+                None
+            }
+            Op::Poll(side) => self.watch(key, side).poll.take().map(|_| Completion::Polled {
+                key,
+                side,
+                result: Err(Errno::CANCELED),
+            }),
+        };
+        self.done.extend(cancelled);
+    }
+
+    fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
+        sys::finish(socket.0)
+    }
+
+    fn abort(&mut self, socket: &Socket) {
+        sys::abort(socket.0);
+    }
+
+    fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket) {
+        if let Some((key, side)) = attached {
+            debug_assert!(!self.watch(key, side).in_flight(), "{side:?} is closed while in flight");
+            *self.watch(key, side) = Watch::default();
+        }
+        sys::close(socket.0);
+    }
+
+    fn client_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
+        sys::far_address(socket.0)
+    }
+
+    fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
+        let sleep_ms = self.sleep_ms(until);
+        let room = i32::try_from(self.events.len()).unwrap_or(i32::MAX);
+        // SAFETY: the kernel writes at most `room` events to `events`, which outlives the call.
+        let n = unsafe { libc::epoll_wait(self.poller, self.events.as_mut_ptr(), room, sleep_ms) };
+        self.now = sys::now();
+        self.counters.enters += 1;
+        let Ok(n) = usize::try_from(n) else {
+            let e = io::Error::last_os_error();
+            return if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) };
+        };
+        self.counters.completions += n as u64;
+        for i in 0..n {
+            let libc::epoll_event { events, u64: data } = self.events[i];
+            if data == WAKER {
+                self.wake.clear();
+                self.done.push_back(Completion::Woken);
+            } else if data & LISTENER != 0 {
+                #[expect(clippy::cast_possible_truncation, reason = "the id was put there")]
+                let listener = ListenerId(data as u16);
+                if !self.knocking.contains(&listener) {
+                    self.knocking.push_back(listener);
+                }
+            } else {
+                self.heard(data, events);
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        loop {
+            if let Some(done) = self.done.pop_front() {
+                return Some(done);
+            }
+            let completion = if let Some((slot, side)) = self.ready.pop_front() {
+                self.visit(slot, side)
+            } else {
+                let listener = self.knocking.pop_front()?;
+                self.knock(listener)
+            };
+            if completion.is_some() {
+                return completion;
+            }
+        }
+    }
+}
+
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        sys::close(self.poller);
+    }
+}
+
+fn cancelled_receive(key: Key, side: Side) -> Completion {
+    Completion::Received { key, side, what: Received::Failed(Errno::CANCELED), more: false }
+}

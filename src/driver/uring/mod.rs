@@ -1,1 +1,401 @@
-//! io_uring.
+//! io_uring: one ring for each shard, entered once a turn.
+//!
+//! DEFER_TASKRUN and SINGLE_ISSUER (Linux 6.1): completions are worked off in the shard's own thread, when it enters, which
+//! is the largest single saving there is. Receives take their buffers from a provided-buffer ring, so an idle receive
+//! holds none. Descriptors are ordinary ones, for shutdown(2), close(2) and handing over need them. A FIN is sent by
+//! shutdown(2), since the ring's own operation for it always goes to a worker thread.
+
+mod token;
+mod window;
+
+use super::pool::{BufferId, Pool};
+use super::sys::{self, EventFd, RawAddress};
+use super::{
+    Arm, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op, Received, Side,
+    Socket, Waker,
+};
+use crate::config::{Tcp, limits};
+use crate::time::Time;
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter};
+use io_uring::{cqueue, opcode, squeue};
+use std::io;
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use token::Token;
+use window::Window;
+
+/// The io_uring driver.
+pub struct Uring {
+    submitter: Submitter<'static>,
+    /// The queues write to the ring's memory when they are dropped, so they are not: the ring is, in `drop`.
+    sq: ManuallyDrop<SubmissionQueue<'static>>,
+    cq: ManuallyDrop<CompletionQueue<'static>>,
+    /// What the three above borrow.
+    ring: *mut IoUring,
+    window: Window,
+    pool: Pool,
+    wake: Arc<EventFd>,
+    /// Where the kernel writes the waker's count.
+    wake_count: Box<u64>,
+    /// Addresses of connects that may not have been submitted yet; one for each place in the submission queue.
+    addresses: Box<[RawAddress]>,
+    address_next: usize,
+    credit: bool,
+    now: Time,
+    counters: Counters,
+}
+
+/// IORING_RECVSEND_POLL_FIRST: wait for readiness before the first attempt.
+const POLL_FIRST: u16 = 1;
+
+impl Uring {
+    /// A ring with `buffers` receive buffers of `buffer_bytes`. `credit`: whether this kernel ends a multishot receive
+    /// at a byte limit (6.17), which the probe found out.
+    ///
+    /// # Errors
+    /// Where the kernel or the sandbox refuses io_uring, or locked memory ran out at the smallest size.
+    pub fn new(buffers: u16, buffer_bytes: u32, credit: bool) -> io::Result<Self> {
+        let built = build_ring()?;
+        let wake = Arc::new(EventFd::new()?);
+        let pool = Pool::new(buffers, buffer_bytes)?;
+        let window = Window::new(&built.submitter(), buffers)?;
+        let ring = Box::into_raw(Box::new(built));
+        // SAFETY: `ring` was just leaked, so it lives until `drop`, where these three are dropped before it is freed.
+        let (submitter, sq, cq) = unsafe { &mut *ring }.split();
+        let addresses = vec![RawAddress::empty(); sq.capacity()].into_boxed_slice();
+        let mut driver = Self {
+            submitter,
+            sq: ManuallyDrop::new(sq),
+            cq: ManuallyDrop::new(cq),
+            ring,
+            window,
+            pool,
+            wake,
+            wake_count: Box::new(0),
+            addresses,
+            address_next: 0,
+            credit,
+            now: sys::now(),
+            counters: Counters::default(),
+        };
+        driver.arm_wake();
+        Ok(driver)
+    }
+
+    fn arm_wake(&mut self) {
+        let count = std::ptr::from_mut(&mut *self.wake_count).cast();
+        let entry = opcode::Read::new(Fd(self.wake.fd()), count, 8).build();
+        self.push(entry, Token::Wake.encode());
+    }
+
+    fn push(&mut self, entry: squeue::Entry, token: u64) {
+        let entry = entry.user_data(token);
+        if self.sq.is_full() {
+            self.make_room();
+        }
+        // SAFETY: what the entry points to outlives it: buffers are the pool's and stay lent until their completion,
+        // addresses keep their place until the queue they stand in was submitted, the waker's count is freed after the ring.
+        let pushed = unsafe { self.sq.push(&entry) };
+        debug_assert!(pushed.is_ok(), "there was room");
+    }
+
+    /// Submits what stands in the queue, without waiting.
+    #[expect(clippy::cast_possible_truncation, reason = "the queue has at most 32768 places")]
+    fn make_room(&mut self) {
+        self.counters.sq_full += 1;
+        while self.sq.is_full() {
+            self.sq.sync();
+            let waiting = self.sq.len() as u32;
+            self.counters.enters += 1;
+            // SAFETY: no argument is passed, so none can dangle.
+            let entered = unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, 0, None) };
+            self.sq.sync();
+            if entered.is_err() && self.sq.is_full() {
+                // EBUSY or EAGAIN: the kernel wants completions to be taken first. It keeps those that do not fit.
+                let flags = EnterFlags::GETEVENTS.bits();
+                // SAFETY: as above.
+                let _ = unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, flags, None) };
+                self.sq.sync();
+            }
+        }
+    }
+
+    fn decode(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let (result, flags) = (entry.result(), entry.flags());
+        let more = cqueue::more(flags);
+        let number = u32::try_from(result).map_err(|_| Errno(-result));
+        Some(match Token::decode(entry.user_data())? {
+            Token::Wake => {
+                self.arm_wake();
+                Completion::Woken
+            }
+            Token::Accept(listener) => {
+                Completion::Accepted { listener, result: number.map(|_| Socket(result)), more }
+            }
+            Token::Connect(key) => Completion::Connected { key, result: number.map(drop) },
+            Token::Recv(key, side) => {
+                let buffer = cqueue::buffer_select(flags).map(BufferId);
+                Completion::Received { key, side, what: self.received(number, buffer), more }
+            }
+            Token::Send(key, side) => Completion::Sent { key, side, result: number },
+            Token::Poll(key, side) => Completion::Polled { key, side, result: number.map(drop) },
+        })
+    }
+
+    fn received(&mut self, result: Result<u32, Errno>, buffer: Option<BufferId>) -> Received {
+        if let Some(buffer) = buffer {
+            self.window.taken();
+            match result {
+                Ok(n) if n > 0 => {
+                    self.pool.set_filled(buffer, n);
+                    return Received::Bytes(buffer);
+                }
+                _ => self.pool.give_back(buffer),
+            }
+        }
+        match result {
+            Ok(_) => Received::End,
+            // The kernel could not wait for readiness for want of memory: the receive is to be armed again, later.
+            Err(Errno(libc::EAGAIN)) => Received::Failed(Errno::NO_BUFFERS),
+            Err(Errno::NO_BUFFERS) => {
+                self.counters.no_buffers += 1;
+                self.window.ran_dry();
+                Received::Failed(Errno::NO_BUFFERS)
+            }
+            Err(e) => Received::Failed(e),
+        }
+    }
+
+    /// A receive that takes its buffer from the window.
+    fn receive_entry(socket: &Socket, arm: Arm) -> squeue::Entry {
+        match arm {
+            Arm::Once => opcode::Recv::new(Fd(socket.0), std::ptr::null_mut(), 0)
+                .buf_group(window::GROUP)
+                .ioprio(POLL_FIRST)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT),
+            Arm::Multi(credit) => {
+                let mut entry = opcode::RecvMulti::new(Fd(socket.0), window::GROUP).build();
+                token::set_receive_limit(&mut entry, credit);
+                entry
+            }
+        }
+    }
+
+    fn send_entry(&self, socket: &Socket, buffer: BufferId) -> squeue::Entry {
+        let (bytes, len) = self.pool.filled_at(buffer);
+        opcode::Send::new(Fd(socket.0), bytes, len)
+            .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
+            .build()
+    }
+}
+
+impl Driver for Uring {
+    fn kind(&self) -> Kind {
+        Kind::Uring
+    }
+
+    fn counts_credit(&self) -> bool {
+        self.credit
+    }
+
+    fn now(&self) -> Time {
+        self.now
+    }
+
+    fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    fn waker(&self) -> Waker {
+        Arc::<EventFd>::clone(&self.wake)
+    }
+
+    fn accept(&mut self, listener: ListenerId, socket: &Socket) {
+        let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+        let entry = opcode::AcceptMulti::new(Fd(socket.0)).flags(flags).build();
+        self.push(entry, Token::Accept(listener).encode());
+    }
+
+    fn stop_accepting(&mut self, listener: ListenerId) {
+        let target = Token::Accept(listener).encode();
+        self.push(opcode::AsyncCancel::new(target).build(), Token::CANCEL);
+    }
+
+    fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
+        sys::socket(address, tcp)
+    }
+
+    fn attach(&mut self, _key: Key, _side: Side, _socket: &Socket) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn detach(&mut self, _key: Key, _side: Side, _socket: &Socket) {}
+
+    fn connect(&mut self, key: Key, socket: &Socket, address: SocketAddr) {
+        if self.sq.is_full() {
+            self.make_room();
+        }
+        // The queue is no longer than this, so the place taken now is free again: its entry was submitted, and the
+        // kernel copies an address when it takes the entry (IORING_FEAT_SUBMIT_STABLE, 5.5).
+        let at = self.address_next % self.addresses.len();
+        self.address_next = at + 1;
+        self.addresses[at] = RawAddress::new(address);
+        let raw = &self.addresses[at];
+        let entry = opcode::Connect::new(Fd(socket.0), raw.as_ptr(), raw.len()).build();
+        self.push(entry, Token::Connect(key).encode());
+    }
+
+    fn arm_recv(&mut self, key: Key, side: Side, socket: &Socket, arm: Arm) {
+        self.push(Self::receive_entry(socket, arm), Token::Recv(key, side).encode());
+    }
+
+    fn send(&mut self, key: Key, side: Side, socket: &Socket, buffer: BufferId) {
+        self.push(self.send_entry(socket, buffer), Token::Send(key, side).encode());
+    }
+
+    fn send_then_recv(
+        &mut self,
+        key: Key,
+        side: Side,
+        socket: &Socket,
+        buffer: BufferId,
+        source: &Socket,
+    ) {
+        // A chain that is cut by a submission is two chains, so both must find room at once.
+        if self.sq.capacity() - self.sq.len() < 2 {
+            self.make_room();
+        }
+        let send = self.send_entry(socket, buffer).flags(squeue::Flags::IO_LINK);
+        self.push(send, Token::Send(key, side).encode());
+        let recv = Self::receive_entry(source, Arm::Once);
+        self.push(recv, Token::Recv(key, side.other()).encode());
+    }
+
+    #[expect(clippy::cast_sign_loss, reason = "event masks are bits")]
+    fn arm_poll(&mut self, key: Key, side: Side, socket: &Socket, interest: Interest) {
+        let events = match interest {
+            Interest::Readable => libc::POLLIN | libc::POLLRDHUP,
+            Interest::Writable => libc::POLLOUT,
+            Interest::Gone => 0,
+        };
+        let entry = opcode::PollAdd::new(Fd(socket.0), events as u32).build();
+        self.push(entry, Token::Poll(key, side).encode());
+    }
+
+    fn cancel(&mut self, key: Key, op: Op) {
+        let target = match op {
+            Op::Connect => Token::Connect(key),
+            Op::Recv(side) => Token::Recv(key, side),
+            Op::Send(side) => Token::Send(key, side),
+            Op::Poll(side) => Token::Poll(key, side),
+        };
+        self.push(opcode::AsyncCancel::new(target.encode()).build(), Token::CANCEL);
+    }
+
+    fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
+        sys::finish(socket.0)
+    }
+
+    fn abort(&mut self, socket: &Socket) {
+        sys::abort(socket.0);
+    }
+
+    fn close(&mut self, _attached: Option<(Key, Side)>, socket: Socket) {
+        sys::close(socket.0);
+    }
+
+    fn client_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
+        sys::far_address(socket.0)
+    }
+
+    fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
+        self.window.refill(&mut self.pool);
+        let unread = !self.cq.is_empty();
+        self.cq.sync();
+        self.sq.sync();
+        let sleep_ns = until.map(|until| until.since_ns(self.now));
+        let result = if unread || sleep_ns == Some(0) {
+            let (waiting, flags) = (self.sq.len(), EnterFlags::GETEVENTS.bits());
+            let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+            // SAFETY: no argument is passed, so none can dangle.
+            unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, flags, None) }
+        } else if let Some(ns) = sleep_ns {
+            let limit = Timespec::from(std::time::Duration::from_nanos(ns));
+            self.submitter.submit_with_args(1, &SubmitArgs::new().timespec(&limit))
+        } else {
+            self.submitter.submit_and_wait(1)
+        };
+        self.now = sys::now();
+        self.counters.enters += 1;
+        self.sq.sync();
+        self.cq.sync();
+        self.counters.completions += self.cq.len() as u64;
+        self.counters.cq_overflow += u64::from(self.sq.cq_overflow());
+        match result {
+            Ok(_) => Ok(()),
+            // Nothing came in time, a signal came, or completions must be taken before more is submitted, which is next.
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn next(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.cq.next()?;
+            if let Some(completion) = self.decode(&entry) {
+                return Some(completion);
+            }
+        }
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // SAFETY: `new` leaked this box, and what borrows it is not used or dropped after this. The ring goes before the
+        // pool and the window, whose memory the kernel may write to until then.
+        drop(unsafe { Box::from_raw(self.ring) });
+    }
+}
+
+/// A ring, as large as locked memory allows.
+fn build_ring() -> io::Result<IoUring> {
+    let mut entries = limits::SQ_ENTRIES;
+    let mut no_array = true;
+    loop {
+        let mut builder = IoUring::builder();
+        builder
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_submit_all()
+            .setup_clamp()
+            .setup_cqsize(entries * (limits::CQ_ENTRIES / limits::SQ_ENTRIES))
+            .dontfork();
+        if no_array {
+            builder.setup_no_sqarray();
+        }
+        match builder.build(entries) {
+            // NO_SQARRAY is of Linux 6.6.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) && no_array => no_array = false,
+            Err(e)
+                if e.raw_os_error() == Some(libc::ENOMEM) && entries > limits::SQ_ENTRIES_MIN =>
+            {
+                entries /= 2;
+            }
+            built => return built,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+use super::*;
+use crate::admin::harness::{self, written};
+use crate::event::{Arm, EndReason};
+use std::sync::mpsc;
+
+fn ended(session: u64) -> Ended {
+    Ended {
+        session,
+        client: "10.0.0.7:4242".parse().unwrap(),
+        listener: "fix".into(),
+        backend: Some(("stable".into(), "a".into(), "10.0.1.1:9000".parse().unwrap())),
+        arm: Arm::Stable,
+        up_bytes: 10,
+        down_bytes: 20,
+        connect_ns: Some(123_456),
+        duration_ns: 1_234_567_890,
+        why: EndReason::Finished,
+    }
+}
+
+#[test]
+fn a_session_is_one_json_object_with_all_its_fields() {
+    let text = written(LogFormat::Json, LogLevel::Info, || write(&ended(7)));
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (field, expected) in [
+        ("session", serde_json::json!(7)),
+        ("client", "10.0.0.7:4242".into()),
+        ("listener", "fix".into()),
+        ("pool", "stable".into()),
+        ("backend", "a".into()),
+        ("backend_address", "10.0.1.1:9000".into()),
+        ("arm", "stable".into()),
+        ("up_bytes", 10.into()),
+        ("down_bytes", 20.into()),
+        ("connect_us", 123.into()),
+        ("duration_ms", serde_json::json!(1234.567)),
+        ("why", "finished".into()),
+        ("level", "INFO".into()),
+    ] {
+        assert_eq!(line[field], expected, "{field}");
+    }
+}
+
+#[test]
+fn what_a_session_never_had_is_left_out() {
+    let early = Ended { backend: None, connect_ns: None, why: EndReason::ClientLeft, ..ended(1) };
+    let text = written(LogFormat::Human, LogLevel::Info, || write(&early));
+    assert!(text.contains("session ended session=1 client=10.0.0.7:4242"), "{text}");
+    assert!(text.contains("client_left") && !text.contains("pool"), "{text}");
+    assert!(!text.contains("backend") && !text.contains("connect_us"), "{text}");
+}
+
+#[test]
+fn the_level_holds_lines_back() {
+    assert_eq!(written(LogFormat::Human, LogLevel::Warn, || write(&ended(1))), "");
+}
+
+#[test]
+fn all_that_was_sent_is_written_before_the_end() {
+    let board = harness::board(0);
+    let (send, journal) = mpsc::sync_channel(8);
+    let log = SessionLog::start(journal, Arc::clone(&board)).unwrap();
+    (0..100).for_each(|session| send.send(ended(session)).unwrap());
+    drop(send);
+    log.join();
+    assert_eq!(board.journal_written.load(Relaxed), 100);
+}
+
+#[test]
+fn every_nth_session_is_written_and_a_reload_changes_n() {
+    let board = harness::board(0);
+    let (send, journal) = mpsc::sync_channel(100);
+    let mut writer = Writer { journal, board: Arc::clone(&board), seen: 0 };
+    for (every, expected) in [(10, 3), (0, 3), (1, 33)] {
+        let mut config = harness::config();
+        config.log.session_every = every;
+        board.snapshot.store(Arc::new(crate::policy::snapshot::Snapshot::new(config, None)));
+        (0..30).for_each(|session| send.try_send(ended(session)).unwrap());
+        assert!(writer.drain());
+        assert_eq!(board.journal_written.load(Relaxed), expected, "1 of {every}");
+    }
+    drop(send);
+    assert!(!writer.drain());
+}

@@ -1,0 +1,270 @@
+//! Every metric, once: name, labels, meaning, and where its numbers come from.
+
+use super::{Definition, Facts, Samples};
+use prometheus::proto::MetricType;
+
+const NONE: &[&str] = &[];
+const ROUTE: &[&str] = &["listener", "arm", "pool", "backend"];
+const ROUTE_REASON: &[&str] = &["listener", "arm", "pool", "backend", "reason"];
+const ROUTE_DIRECTION: &[&str] = &["listener", "arm", "pool", "backend", "direction"];
+const SHARD: &[&str] = &["shard", "path"];
+
+type Read = fn(&Facts, &mut Samples);
+type Labels = &'static [&'static str];
+
+const fn counter(name: &'static str, labels: Labels, help: &'static str, read: Read) -> Definition {
+    Definition { name, kind: MetricType::COUNTER, labels, help, read }
+}
+
+const fn gauge(name: &'static str, labels: Labels, help: &'static str, read: Read) -> Definition {
+    Definition { name, kind: MetricType::GAUGE, labels, help, read }
+}
+
+const fn histogram(name: &'static str, help: &'static str, read: Read) -> Definition {
+    Definition { name, kind: MetricType::HISTOGRAM, labels: ROUTE, help, read }
+}
+
+/// All of them, in the order in which they are shown.
+pub(super) static DEFINITIONS: &[Definition] = &[
+    gauge("ringway_build_info", &["version"], "Always 1; the label says what runs.", |_, s| {
+        s.put(&[env!("CARGO_PKG_VERSION")], 1.0);
+    }),
+    gauge("ringway_ready", NONE, "1 while new clients are wanted.", |f, s| {
+        s.put(&[], f64::from(u8::from(f.ready)));
+    }),
+    gauge(
+        "ringway_data_path_info",
+        &["path", "wanted", "why"],
+        "Always 1; which data path new sessions take, what was asked for, and why.",
+        |f, s| {
+            if let Some(path) = &f.path {
+                s.put(&[path.kind.label(), path.wanted.label(), &path.why], 1.0);
+            }
+        },
+    ),
+    gauge("ringway_config_generation", NONE, "Number of the snapshot in force.", |f, s| {
+        s.put(&[], f.snapshot.number as f64);
+    }),
+    counter("ringway_reloads_total", &["outcome"], "Reloads of the config file.", |f, s| {
+        s.put(&["applied"], f.reloads_applied as f64);
+        s.put(&["refused"], f.reloads_refused as f64);
+    }),
+    counter(
+        "ringway_path_changes_total",
+        NONE,
+        "Changes of the data path, whoever asked for them.",
+        |f, s| s.put(&[], f.path_changes as f64),
+    ),
+    counter(
+        "ringway_shard_panics_total",
+        NONE,
+        "Shards that panicked and were started again. Must stay 0.",
+        |f, s| s.put(&[], f.shard_panics as f64),
+    ),
+    gauge(
+        "ringway_canary_percent",
+        &["listener"],
+        "The canary's share of new sessions, 0 to 100.",
+        |f, s| {
+            for listener in &f.snapshot.config.listeners {
+                s.put(&[&listener.name], listener.canary_percent.as_f64());
+            }
+        },
+    ),
+    gauge("ringway_sessions", ROUTE, "Sessions that are open now.", |f, s| {
+        s.routes(f, |r| r.open);
+    }),
+    counter("ringway_sessions_opened_total", ROUTE, "Sessions that were assigned here.", |f, s| {
+        s.routes(f, |r| r.opened);
+    }),
+    counter(
+        "ringway_sessions_ended_total",
+        ROUTE_REASON,
+        "Sessions that ended, by reason; reasons no session of any route had are left out.",
+        |f, s| {
+            for (at, reason) in f.reasons_seen() {
+                for route in &f.routes {
+                    let [listener, arm, pool, backend] = route.labels();
+                    s.put(&[listener, arm, pool, backend, reason], route.ended[at] as f64);
+                }
+            }
+        },
+    ),
+    counter(
+        "ringway_bytes_total",
+        ROUTE_DIRECTION,
+        "Bytes the backend took (up) and the client took (down).",
+        |f, s| {
+            for route in &f.routes {
+                let [listener, arm, pool, backend] = route.labels();
+                s.put(&[listener, arm, pool, backend, "up"], route.up_bytes as f64);
+                s.put(&[listener, arm, pool, backend, "down"], route.down_bytes as f64);
+            }
+        },
+    ),
+    counter(
+        "ringway_connect_failed_total",
+        ROUTE,
+        "Attempts to connect to the backend that failed.",
+        |f, s| s.routes(f, |r| r.connect_failed),
+    ),
+    histogram(
+        "ringway_connect_seconds",
+        "From an attempt to connect until the backend accepted.",
+        |f, s| s.spreads(f, |r| &r.connect),
+    ),
+    histogram(
+        "ringway_turn_seconds",
+        "From client bytes forwarded to the first backend bytes after them.",
+        |f, s| s.spreads(f, |r| &r.turn),
+    ),
+    histogram("ringway_session_seconds", "From accept to the last byte.", |f, s| {
+        s.spreads(f, |r| &r.duration);
+    }),
+    gauge(
+        "ringway_shard_sessions",
+        SHARD,
+        "Sessions that are open on the shard, the opening ones among them.",
+        |f, s| s.shards(f, |t| &t.sessions),
+    ),
+    counter("ringway_accepted_total", SHARD, "Clients accepted.", |f, s| {
+        s.shards(f, |t| &t.accepted);
+    }),
+    counter(
+        "ringway_placed_elsewhere_total",
+        SHARD,
+        "Clients handed to a less loaded shard before their session began.",
+        |f, s| s.shards(f, |t| &t.placed_elsewhere),
+    ),
+    counter(
+        "ringway_accept_failed_total",
+        &["shard", "path", "cause"],
+        "Accepts that failed: exhausted (descriptors or memory are short) or other.",
+        |f, s| {
+            s.shard_cases(f, "exhausted", |t| &t.accept_failed_exhausted);
+            s.shard_cases(f, "other", |t| &t.accept_failed_other);
+        },
+    ),
+    counter(
+        "ringway_refused_total",
+        &["shard", "path", "why"],
+        "Clients turned away: full (a sessions_max was reached).",
+        |f, s| s.shard_cases(f, "full", |t| &t.refused_full),
+    ),
+    counter(
+        "ringway_connect_retries_total",
+        SHARD,
+        "Attempts to connect that failed and were followed by another.",
+        |f, s| s.shards(f, |t| &t.connect_retries),
+    ),
+    counter("ringway_shard_turns_total", SHARD, "Turns of the shard's loop.", |f, s| {
+        s.shards(f, |t| &t.turns);
+    }),
+    counter(
+        "ringway_enters_total",
+        SHARD,
+        "Calls into the kernel to submit and wait (io_uring_enter or epoll_wait).",
+        |f, s| s.shards(f, |t| &t.enters),
+    ),
+    counter(
+        "ringway_completions_total",
+        SHARD,
+        "Completions or readiness reports those calls brought.",
+        |f, s| s.shards(f, |t| &t.completions),
+    ),
+    counter(
+        "ringway_sq_full_total",
+        SHARD,
+        "Submissions that found the queue full and had to enter first.",
+        |f, s| s.shards(f, |t| &t.sq_full),
+    ),
+    counter(
+        "ringway_cq_overflow_total",
+        SHARD,
+        "Turns that found the completion queue overflown.",
+        |f, s| s.shards(f, |t| &t.cq_overflow),
+    ),
+    counter("ringway_no_buffers_total", SHARD, "Receives that found no buffer.", |f, s| {
+        s.shards(f, |t| &t.no_buffers);
+    }),
+    gauge("ringway_starved_directions", SHARD, "Directions that wait for a buffer now.", |f, s| {
+        s.shards(f, |t| &t.starved)
+    }),
+    counter(
+        "ringway_sends_blocked_total",
+        SHARD,
+        "Sends that had to wait for the destination.",
+        |f, s| s.shards(f, |t| &t.sends_blocked),
+    ),
+    gauge("ringway_buffers", SHARD, "Receive buffers of the shard.", |f, s| {
+        s.shards(f, |t| &t.buffers);
+    }),
+    gauge("ringway_buffers_free", SHARD, "Buffers that hold nobody's bytes.", |f, s| {
+        s.shards(f, |t| &t.buffers_free);
+    }),
+    counter(
+        "ringway_freezes_total",
+        SHARD,
+        "Times the thread was found to have been stopped; deadlines were moved.",
+        |f, s| s.shards(f, |t| &t.freezes),
+    ),
+    counter(
+        "ringway_watchdog_total",
+        SHARD,
+        "Ending sessions whose operations had to be cancelled. Must stay 0.",
+        |f, s| s.shards(f, |t| &t.watchdog),
+    ),
+    counter(
+        "ringway_stale_completions_total",
+        SHARD,
+        "Completions for a session that is no more. Must stay 0.",
+        |f, s| s.shards(f, |t| &t.stale),
+    ),
+    counter(
+        "ringway_journal_dropped_total",
+        SHARD,
+        "Lines of ended sessions that were lost because the log was too slow.",
+        |f, s| s.shards(f, |t| &t.journal_dropped),
+    ),
+    counter(
+        "ringway_journal_written_total",
+        NONE,
+        "Lines of ended sessions that were written.",
+        |f, s| s.put(&[], f.journal_written as f64),
+    ),
+    gauge(
+        "ringway_process_resident_memory_bytes",
+        NONE,
+        "Memory of the process that is in RAM.",
+        |f, s| {
+            if let Some(bytes) = f.process.resident_bytes {
+                s.put(&[], bytes as f64);
+            }
+        },
+    ),
+    gauge("ringway_process_open_fds", NONE, "Open descriptors.", |f, s| {
+        if let Some(fds) = f.process.open_fds {
+            s.put(&[], fds as f64);
+        }
+    }),
+    counter(
+        "ringway_process_cpu_seconds_total",
+        NONE,
+        "CPU time of the process, user and system.",
+        |f, s| {
+            if let Some(seconds) = f.process.cpu_seconds {
+                s.put(&[], seconds);
+            }
+        },
+    ),
+    gauge(
+        "ringway_iou_wrk_threads",
+        NONE,
+        "Threads the kernel started because a ring's operation would have blocked.",
+        |f, s| {
+            if let Some(threads) = f.process.iou_workers {
+                s.put(&[], threads as f64);
+            }
+        },
+    ),
+];

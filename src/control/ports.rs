@@ -1,0 +1,128 @@
+//! Listening sockets: one for each lane of the fleet, in one SO_REUSEPORT group a listener. Control owns them, so a shard
+//! that dies or hands over takes none with it.
+
+use crate::config::{Listener, Name, Tcp};
+use crate::driver::{ListenerId, sys};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::SocketAddr;
+
+/// One listener's sockets, bound and listening.
+pub(super) struct Port {
+    /// Names it to the shards.
+    pub(super) id: ListenerId,
+    /// The listener's name in the config.
+    pub(super) name: Name,
+    /// What the config asks for; its port may be 0.
+    pub(super) wanted: SocketAddr,
+    /// Where it really listens.
+    pub(super) bound: SocketAddr,
+    /// One for each lane.
+    pub(super) sockets: Vec<Socket>,
+}
+
+/// A listener that could not be opened: whose fault it is and what to do.
+#[derive(Debug)]
+pub struct PortError {
+    name: Name,
+    bind: SocketAddr,
+    error: io::Error,
+}
+
+impl std::fmt::Display for PortError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { name, bind, error } = self;
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => "another program listens there: stop it or change bind",
+            io::ErrorKind::PermissionDenied => {
+                "ports below 1024 need CAP_NET_BIND_SERVICE: grant it or change bind"
+            }
+            io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+            _ => "the system refused it",
+        };
+        write!(f, "listeners.{name}: cannot listen on {bind}: {error} ({advice})")
+    }
+}
+
+impl Port {
+    /// Binds `lanes` sockets for a listener.
+    pub(super) fn open(
+        id: ListenerId,
+        listener: &Listener,
+        lanes: usize,
+    ) -> Result<Self, PortError> {
+        let failed = |error| PortError { name: listener.name.clone(), bind: listener.bind, error };
+        // Members of a reuseport group may be of any program of this user: without this look, a second Ringway would
+        // silently share the port with the first.
+        if listener.bind.port() != 0 {
+            exclusive(listener.bind).map_err(failed)?;
+        }
+        let mut bound = listener.bind;
+        let mut sockets = Vec::with_capacity(lanes);
+        for _ in 0..lanes {
+            let socket = open(bound, listener.backlog, &listener.tcp).map_err(failed)?;
+            let address = socket.local_addr().map_err(failed)?;
+            bound = address.as_socket().unwrap_or(bound);
+            sockets.push(socket);
+        }
+        let (name, wanted) = (listener.name.clone(), listener.bind);
+        Ok(Self { id, name, wanted, bound, sockets })
+    }
+
+    /// Sets what may change while it listens, for clients that come in from now on.
+    pub(super) fn update(&self, listener: &Listener) -> Result<(), PortError> {
+        let failed = |error| PortError { name: listener.name.clone(), bind: listener.bind, error };
+        for socket in &self.sockets {
+            socket.listen(backlog(listener.backlog)).map_err(failed)?;
+            set_options(socket, &listener.tcp).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the clients that wait in the kernel's queues, which closing the sockets would reset.
+    pub(super) fn waiting(&self) -> Vec<Socket> {
+        let mut clients = Vec::new();
+        for socket in &self.sockets {
+            while let Ok((client, _)) = socket.accept() {
+                if client.set_nonblocking(true).is_ok() {
+                    clients.push(client);
+                }
+            }
+        }
+        clients
+    }
+}
+
+/// Fails where somebody else holds the address.
+fn exclusive(address: SocketAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of an earlier run that still linger are no reason to fail.
+    socket.set_reuse_address(true)?;
+    only_v6(&socket, address)?;
+    socket.bind(&address.into())
+}
+
+fn open(address: SocketAddr, waiting_max: u32, tcp: &Tcp) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    only_v6(&socket, address)?;
+    set_options(&socket, tcp)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog(waiting_max))?;
+    Ok(socket)
+}
+
+/// An IPv6 listener takes IPv6 alone, whatever the machine's default, so that `[::]` and `0.0.0.0` can stand side by side.
+fn only_v6(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
+}
+
+fn backlog(waiting_max: u32) -> i32 {
+    i32::try_from(waiting_max).unwrap_or(i32::MAX)
+}
+
+fn set_options(socket: &Socket, tcp: &Tcp) -> io::Result<()> {
+    sys::set_options(socket, tcp).map_err(io::Error::from)
+}

@@ -1,0 +1,102 @@
+//! What a new config changes: a pure comparison of the file as it was, what is in force, and the file as it is now.
+
+use crate::config::{Config, DataPath, Percent};
+
+/// What is to be done to go over to a new config.
+#[derive(Debug, PartialEq)]
+pub(super) struct Plan {
+    /// The new config, with the canary percents that are to be in force.
+    pub(super) config: Config,
+    /// Where the file's data path changed.
+    pub(super) data_path: Option<DataPath>,
+    /// Settings whose change waits for a restart.
+    pub(super) at_restart: Vec<&'static str>,
+}
+
+/// Compares. `file` is the config as it was last read, `running` what is in force, `new` what was just read.
+///
+/// The last change wins: the percent of a listener is taken from the file where the file's value changed, and left as an
+/// operator set it where it did not. The same holds for the data path.
+pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
+    let mut config = new.clone();
+    for listener in &mut config.listeners {
+        let named = |of: &Config| of.listeners.iter().find(|l| l.name == listener.name).cloned();
+        if let (Some(was), Some(runs), Some(_)) = (named(file), named(running), listener.canary)
+            && was.canary_percent == listener.canary_percent
+            && was.canary.is_some()
+        {
+            listener.canary_percent = runs.canary_percent;
+        }
+        if listener.canary.is_none() {
+            listener.canary_percent = Percent::ZERO;
+        }
+    }
+    let data_path = (file.data_path != new.data_path).then_some(new.data_path);
+    let mut at_restart = Vec::new();
+    if running.shards != new.shards {
+        at_restart.push("shards");
+    }
+    let buffers = |c: &Config| (c.limits.buffer_bytes, c.limits.buffers_per_shard);
+    if buffers(running) != buffers(new) {
+        at_restart.push("limits.buffer_bytes and limits.buffers_per_shard");
+    }
+    if running.admin != new.admin {
+        at_restart.push("admin");
+    }
+    if (running.log.format, running.log.level) != (new.log.format, new.log.level) {
+        at_restart.push("log.format and log.level");
+    }
+    config.shards.clone_from(&running.shards);
+    config.admin.clone_from(&running.admin);
+    (config.log.format, config.log.level) = (running.log.format, running.log.level);
+    config.limits.buffer_bytes = running.limits.buffer_bytes;
+    config.limits.buffers_per_shard = running.limits.buffers_per_shard;
+    Plan { config, data_path, at_restart }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::file::parse;
+
+    fn config(path: &str, percent: &str, more: &str) -> Config {
+        parse(&format!(
+            "data_path = \"{path}\"\n{more}\n\
+             [listeners.l]\nbind = \"127.0.0.1:7000\"\nstable = \"a\"\ncanary = \"b\"\n\
+             canary_percent = {percent}\n\
+             [pools.a]\nbackends = [\"127.0.0.1:1\"]\n[pools.b]\nbackends = [\"127.0.0.1:2\"]\n"
+        ))
+        .unwrap()
+    }
+
+    fn percent(plan: &Plan) -> f64 {
+        plan.config.listeners[0].canary_percent.as_f64()
+    }
+
+    #[test]
+    fn the_last_change_of_the_percent_wins() {
+        let file = config("auto", "5", "");
+        let operator = config("auto", "10", "");
+        assert_eq!(percent(&plan(&file, &operator, &config("auto", "5", ""))), 10.0);
+        assert_eq!(percent(&plan(&file, &operator, &config("auto", "25", ""))), 25.0);
+    }
+
+    #[test]
+    fn the_data_path_changes_only_where_the_file_does() {
+        let file = config("auto", "5", "");
+        assert_eq!(plan(&file, &file, &config("auto", "5", "")).data_path, None);
+        let new = config("epoll", "5", "");
+        assert_eq!(plan(&file, &file, &new).data_path, Some(DataPath::Epoll));
+    }
+
+    #[test]
+    fn what_cannot_change_now_is_named_and_kept() {
+        let file = config("auto", "5", "");
+        let new =
+            config("auto", "5", "[shards]\ncount = 7\npin = false\n[limits]\nbuffer_bytes = 4096");
+        let plan = plan(&file, &file, &new);
+        assert_eq!(plan.at_restart.len(), 2, "{:?}", plan.at_restart);
+        assert_eq!(plan.config.shards, file.shards);
+        assert_eq!(plan.config.limits.buffer_bytes, file.limits.buffer_bytes);
+    }
+}

@@ -1,0 +1,413 @@
+//! The loop over causes, and what each brings about.
+
+use super::board::Board;
+use super::fleet::Fleet;
+use super::notify::Notify;
+use super::order::{Answer, Order};
+use super::ports::Port;
+use super::reload::{self, Plan};
+use super::{Cause, Outcome, announce, within_descriptors};
+use crate::config::{Config, DataPath, Name, Percent, file, limits};
+use crate::driver::pick::pick;
+use crate::driver::probe::Report;
+use crate::driver::{ListenerId, sys};
+use crate::event::EndReason;
+use crate::policy::snapshot::Snapshot;
+use crate::shard::mailbox::{self, Report as Said};
+use crate::time::Time;
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+/// What control knows.
+pub(super) struct Supervisor {
+    board: Arc<Board>,
+    fleet: Fleet,
+    ports: Vec<Port>,
+    /// Ports that are to be closed once all shards have let go of them.
+    closing: Vec<Port>,
+    report: Report,
+    /// The config as it was last read: what a reload is compared with.
+    as_read: Config,
+    file: Option<PathBuf>,
+    notify: Notify,
+    next_port: u16,
+    stage: Stage,
+    /// When shards panicked of late.
+    panics: VecDeque<Time>,
+}
+
+/// How far the stop has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Nobody asked for it.
+    Running,
+    /// Not ready any more, but clients are accepted until then.
+    Grace(Time),
+    /// Shards let go of their listeners.
+    Closing,
+    /// Sessions may end by themselves until then. How many there were.
+    Draining(Time, u64),
+    /// The rest was told to end; by then they are gone. How many there were, and how many were cut.
+    Cutting(Time, u64, u64),
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        board: Arc<Board>,
+        fleet: Fleet,
+        ports: Vec<Port>,
+        report: Report,
+        as_read: Config,
+        file: Option<PathBuf>,
+    ) -> Self {
+        let next_port = ports.iter().map(|p| p.id.0 + 1).max().unwrap_or(0);
+        let notify = Notify::from_env();
+        Self {
+            board,
+            fleet,
+            ports,
+            closing: Vec::new(),
+            report,
+            as_read,
+            file,
+            notify,
+            next_port,
+            stage: Stage::Running,
+            panics: VecDeque::new(),
+        }
+    }
+
+    /// Until Ringway has stopped.
+    pub(super) fn run(mut self, causes: &mpsc::Receiver<Cause>) -> Outcome {
+        self.notify.ready("accepting clients");
+        loop {
+            match causes.recv_timeout(self.patience()) {
+                Ok(cause) => {
+                    if let Some(outcome) = self.on(cause) {
+                        return outcome;
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Outcome::Failed,
+            }
+            if let Some(outcome) = self.go_on_stopping() {
+                return outcome;
+            }
+        }
+    }
+
+    fn on(&mut self, cause: Cause) -> Option<Outcome> {
+        match cause {
+            Cause::Ordered(order, answer) => answer(self.follow(order)),
+            Cause::Stop => self.stop(),
+            Cause::ShardSaid(shard, said) => self.heard(shard, said),
+            Cause::ShardEnded(shard, None) => drop(self.fleet.forget(shard)),
+            Cause::ShardEnded(shard, Some(why)) => return self.shard_failed(shard, &why),
+        }
+        None
+    }
+
+    /// How long to wait for a cause.
+    fn patience(&self) -> Duration {
+        let until = match self.stage {
+            Stage::Running | Stage::Closing => return Duration::from_secs(60),
+            Stage::Grace(until) | Stage::Draining(until, _) | Stage::Cutting(until, ..) => until,
+        };
+        Duration::from_nanos(until.since_ns(sys::now()))
+    }
+
+    fn follow(&mut self, order: Order) -> Answer {
+        if self.stage != Stage::Running {
+            return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
+        }
+        match order {
+            Order::Reload => self.reload(),
+            Order::Canary { listener, percent } => self.set_canary(&listener, percent),
+            Order::DataPath(path) => self
+                .set_path(path)
+                .map_or_else(|why| Answer::Refused(vec![why]), |what| self.done(what)),
+        }
+    }
+
+    fn done(&self, what: String) -> Answer {
+        Answer::Done { generation: self.board.snapshot.load().number, what }
+    }
+
+    fn set_canary(&self, listener: &str, percent: Percent) -> Answer {
+        let snapshot = self.board.snapshot.load();
+        let Some((_, found)) = snapshot.listener(listener) else {
+            return Answer::Unknown(format!("there is no listener `{listener}`"));
+        };
+        let before = found.canary_percent;
+        let Some(next) = snapshot.with_canary(listener, percent) else {
+            return Answer::Refused(vec![format!("listener `{listener}` has no canary pool")]);
+        };
+        self.board.snapshot.store(Arc::new(next));
+        tracing::info!(listener, from = %before, to = %percent, "canary percent changed");
+        self.done(format!("canary of `{listener}`: {before} % -> {percent} %"))
+    }
+
+    /// Changes the data path of new sessions.
+    fn set_path(&mut self, wanted: DataPath) -> Result<String, String> {
+        let (kind, why) = pick(wanted, &self.report)?;
+        let before = self.fleet.serving();
+        if kind != before {
+            if self.fleet.is_moving() {
+                return Err("another change of the data path is under way: try again".to_owned());
+            }
+            self.fleet
+                .serve_with(kind, &self.ports)
+                .map_err(|e| format!("the {} shards could not start: {e}", kind.label()))?;
+            self.board.path_changes.fetch_add(1, Relaxed);
+        }
+        announce(&self.board, wanted, kind, why);
+        Ok(format!("data path of new sessions: {} -> {}", before.label(), kind.label()))
+    }
+
+    fn reload(&mut self) -> Answer {
+        let Some(path) = self.file.clone() else {
+            return Answer::Refused(vec!["Ringway was started without a config file".to_owned()]);
+        };
+        self.notify.reloading();
+        let answer = match file::read(&path) {
+            Ok(new) => self.apply(new),
+            Err(file::ReadError::Unreadable(why)) => Err(vec![why]),
+            Err(file::ReadError::Faults(faults)) => {
+                Err(faults.iter().map(ToString::to_string).collect())
+            }
+        };
+        self.notify.ready("accepting clients");
+        match answer {
+            Ok(what) => {
+                self.board.reloads_applied.fetch_add(1, Relaxed);
+                tracing::info!(what, "config reloaded");
+                self.done(what)
+            }
+            Err(faults) => {
+                self.board.reloads_refused.fetch_add(1, Relaxed);
+                for fault in &faults {
+                    tracing::error!(fault, "config refused, nothing was changed");
+                }
+                Answer::Refused(faults)
+            }
+        }
+    }
+
+    /// Goes over to a new config: all that can fail comes first.
+    fn apply(&mut self, new: Config) -> Result<String, Vec<String>> {
+        let before = self.board.snapshot.load_full();
+        let Plan { config, data_path, at_restart } =
+            reload::plan(&self.as_read, &before.config, &new);
+        let config = within_descriptors(config);
+        if config == before.config && data_path.is_none() {
+            self.as_read = new;
+            return Ok(with_restart("nothing changed".to_owned(), &at_restart));
+        }
+        let opened = self.open_new(&config)?;
+        let mut what = vec![];
+        if let Some(wanted) = data_path {
+            what.push(self.set_path(wanted).map_err(|why| vec![format!("data_path: {why}")])?);
+        }
+        what.push(self.change_listeners(&config, opened));
+        self.board.snapshot.store(Arc::new(Snapshot::new(config, Some(&before))));
+        self.as_read = new;
+        Ok(with_restart(what.join("; "), &at_restart))
+    }
+
+    /// Opens what the new config adds or moves. Nothing is changed where one of them cannot be had.
+    fn open_new(&mut self, config: &Config) -> Result<Vec<Port>, Vec<String>> {
+        let is_open =
+            |name: &Name, bind| self.ports.iter().any(|p| p.name == *name && p.wanted == bind);
+        let new: Vec<_> = config.listeners.iter().filter(|l| !is_open(&l.name, l.bind)).collect();
+        let (mut opened, mut faults) = (vec![], vec![]);
+        for listener in new {
+            match Port::open(ListenerId(self.next_port), listener, self.fleet.lanes()) {
+                Ok(port) => opened.push(port),
+                Err(e) => faults.push(e.to_string()),
+            }
+            self.next_port = self.next_port.wrapping_add(1);
+        }
+        if faults.is_empty() { Ok(opened) } else { Err(faults) }
+    }
+
+    /// Lets listeners come and go. Says which.
+    fn change_listeners(&mut self, config: &Config, opened: Vec<Port>) -> String {
+        let stays = |port: &Port| {
+            config.listeners.iter().any(|l| l.name == port.name && l.bind == port.wanted)
+        };
+        let (kept, gone): (Vec<_>, Vec<_>) = self.ports.drain(..).partition(stays);
+        self.ports = kept;
+        for port in &self.ports {
+            let listener = config.listeners.iter().find(|l| l.name == port.name);
+            if let Some(Err(error)) = listener.map(|l| port.update(l)) {
+                tracing::error!(%error, "a listener keeps some of its old socket options");
+            }
+        }
+        let names = |ports: &[Port]| -> Vec<String> {
+            ports.iter().map(|p| format!("{} on {}", p.name, p.bound)).collect()
+        };
+        let what = format!("listeners opened: {:?}, closed: {:?}", names(&opened), names(&gone));
+        for port in gone {
+            self.close(port);
+        }
+        for port in opened {
+            tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
+            self.fleet.serve(&port);
+            self.ports.push(port);
+        }
+        what
+    }
+
+    fn close(&mut self, port: Port) {
+        tracing::info!(listener = %port.name, address = %port.bound, "closing");
+        if self.fleet.close(&port) {
+            self.closing.push(port);
+        } else {
+            self.take_waiting(&port);
+        }
+    }
+
+    /// Closes a port nobody serves any more. Clients that came in before it did are still served.
+    fn take_waiting(&self, port: &Port) {
+        for client in port.waiting() {
+            self.fleet.adopt(client, &port.name);
+        }
+    }
+
+    fn heard(&mut self, shard: usize, said: Said) {
+        match said {
+            Said::Released(id) => {
+                self.fleet.released(shard, id, &self.ports);
+                let done = self.closing.iter().position(|p| p.id == id);
+                if let Some(at) = done.filter(|_| !self.fleet.is_held(id)) {
+                    let port = self.closing.swap_remove(at);
+                    self.take_waiting(&port);
+                }
+            }
+            Said::AcceptFailed(id, errno) => {
+                let name = self.ports.iter().find(|p| p.id == id).map(|p| Arc::clone(&p.name));
+                let rest_ms = limits::ACCEPT_REST_MS;
+                tracing::warn!(shard, listener = ?name, error = %errno, rest_ms,
+                    "cannot accept for want of descriptors or memory: clients wait; raise the limit or lower limits.sessions_max");
+            }
+            Said::Gone => {}
+        }
+    }
+
+    fn shard_failed(&mut self, shard: usize, why: &str) -> Option<Outcome> {
+        let now = sys::now();
+        self.board.shard_panics.fetch_add(1, Relaxed);
+        tracing::error!(shard, why, "a shard failed, which is a bug: its sessions were reset");
+        self.panics.push_back(now);
+        while self.panics.front().is_some_and(|at| now.since_ns(*at) > 60_000_000_000) {
+            self.panics.pop_front();
+        }
+        if self.panics.len() >= limits::PANICS_PER_MINUTE_MAX {
+            tracing::error!(failures = self.panics.len(), "too many within a minute: giving up");
+            return Some(Outcome::Failed);
+        }
+        if self.stage != Stage::Running {
+            self.fleet.forget(shard);
+            return None;
+        }
+        match self.fleet.restart(shard, &self.ports) {
+            Ok(()) => None,
+            Err(error) => {
+                tracing::error!(%error, "the shard could not be started again: giving up");
+                Some(Outcome::Failed)
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        let stop = self.board.snapshot.load().config.stop;
+        match self.stage {
+            Stage::Running => {
+                self.board.ready.store(false, Relaxed);
+                self.notify.stopping();
+                tracing::info!(grace_ms = stop.grace_ms, drain_ms = stop.drain_ms, "stopping");
+                self.stage = Stage::Grace(sys::now().plus_ms(u64::from(stop.grace_ms)));
+            }
+            Stage::Grace(_) | Stage::Closing | Stage::Draining(..) => {
+                tracing::warn!("asked to stop again: ending now");
+                self.close_all();
+                let open = self.open_sessions();
+                self.cut(EndReason::Stopped, open);
+            }
+            Stage::Cutting(..) => {}
+        }
+    }
+
+    fn close_all(&mut self) {
+        for port in std::mem::take(&mut self.ports) {
+            self.close(port);
+        }
+    }
+
+    /// Ends what is left, for good.
+    fn cut(&mut self, why: EndReason, open: u64) {
+        let cut = self.open_sessions();
+        self.fleet.end_all(why);
+        self.fleet.tell_all(|| mailbox::Order::Leave);
+        self.stage = Stage::Cutting(sys::now().plus_ms(limits::CUT_MS_MAX), open, cut);
+    }
+
+    fn open_sessions(&self) -> u64 {
+        self.board.sessions()
+    }
+
+    /// Takes the stop as far as it can go now.
+    fn go_on_stopping(&mut self) -> Option<Outcome> {
+        let now = sys::now();
+        match self.stage {
+            Stage::Running => None,
+            Stage::Grace(until) => {
+                if now >= until {
+                    self.close_all();
+                    self.stage = Stage::Closing;
+                    return self.go_on_stopping();
+                }
+                None
+            }
+            Stage::Closing => {
+                if self.closing.is_empty() {
+                    let drain_ms = self.board.snapshot.load().config.stop.drain_ms;
+                    let open = self.open_sessions();
+                    self.fleet.tell_all(|| mailbox::Order::Leave);
+                    self.stage = Stage::Draining(now.plus_ms(u64::from(drain_ms)), open);
+                    tracing::info!(open, "no more clients: waiting for sessions to end");
+                }
+                None
+            }
+            Stage::Draining(until, open) => {
+                if self.fleet.is_empty() {
+                    return Some(ended(open, 0));
+                }
+                if now >= until {
+                    self.cut(EndReason::Drained, open);
+                }
+                None
+            }
+            Stage::Cutting(until, open, cut) => {
+                (self.fleet.is_empty() || now >= until).then(|| ended(open, cut))
+            }
+        }
+    }
+}
+
+fn ended(open: u64, cut: u64) -> Outcome {
+    let by_themselves = open.saturating_sub(cut);
+    tracing::info!(open, ended_by_themselves = by_themselves, cut, "stopped");
+    Outcome::Stopped { open, cut }
+}
+
+fn with_restart(what: String, at_restart: &[&str]) -> String {
+    if at_restart.is_empty() {
+        return what;
+    }
+    tracing::warn!(settings = ?at_restart, "these changes wait for a restart");
+    format!("{what}; waits for a restart: {}", at_restart.join(", "))
+}

@@ -1,0 +1,15 @@
+//! The clock and the sleep of the windows, each in one place: nothing here is on the data path.
+
+use std::time::{Duration, Instant};
+
+/// Now.
+#[expect(clippy::disallowed_methods, reason = "a window's clock: it measures from outside")]
+pub(super) fn now() -> Instant {
+    Instant::now()
+}
+
+/// Lets this thread rest.
+#[expect(clippy::disallowed_methods, reason = "a window's own thread, which serves nobody else")]
+pub(super) fn pause(time: Duration) {
+    std::thread::sleep(time);
+}

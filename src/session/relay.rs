@@ -1,0 +1,268 @@
+//! Bytes on their way: two [`Dir`]s, one text for both directions, moved by completions.
+//!
+//! ```text
+//! Dir:  idle -arm-> receiving -bytes-> sent at once, in order, one send in flight
+//!         all sent        -> the buffer goes back, the receive stays armed or is armed again
+//!         send in flight  -> what arrives meanwhile queues; receive no more than the credit left
+//!         end of stream   -> when the queue is empty: tell the destination; this Dir is done
+//!         error           -> the session ends; a reset on one side becomes a reset on the other
+//! ```
+//! One receive is one send, never held back to be joined with the next: venues penalise a message that spans two packets.
+//! Only where the destination does not take bytes as fast as they come are queued ones packed together, so that a queue
+//! of small messages does not hold a buffer for each.
+
+use super::{Session, Stage, Step};
+use crate::config::Hop;
+use crate::driver::pool::{BufferId, Pool};
+use crate::driver::{self, Driver, Errno, Received, Side};
+use crate::event::EndReason;
+
+/// One direction of a session: the bytes of one side on their way to the other.
+#[derive(Debug, Default)]
+pub struct Dir {
+    /// First and last buffer of the queue. The first is the one being sent, while `sending`.
+    queue: Option<(BufferId, BufferId)>,
+    /// Bytes in the queue.
+    queued: u32,
+    /// Bytes the destination took.
+    pub(super) bytes: u64,
+    /// True exactly while a receive is in flight.
+    pub(super) armed: bool,
+    /// True exactly while a send is in flight.
+    pub(super) sending: bool,
+    /// True exactly while a connect of this side's socket is in flight though the session is ending.
+    pub(super) connecting: bool,
+    /// It waits for a buffer, in the shard's queue of such.
+    starved: bool,
+    /// The source has finished.
+    eof: bool,
+    /// The destination was told so.
+    pub(super) finished: bool,
+}
+
+impl Dir {
+    /// Whether nothing of it is in flight.
+    pub(super) const fn at_rest(&self) -> bool {
+        !self.armed && !self.sending && !self.connecting
+    }
+
+    /// Whether the destination has taken all that was received.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.queue.is_none()
+    }
+
+    /// Appends a buffer, or moves its bytes into the last one where that is not being sent and has room.
+    fn push(&mut self, pool: &mut Pool, buffer: BufferId) {
+        self.queued += pool.filled(buffer);
+        let Some((first, last)) = self.queue else {
+            self.queue = Some((buffer, buffer));
+            return;
+        };
+        let being_sent = self.sending && first == last;
+        if being_sent || !pool.merge(last, buffer) {
+            pool.set_next(last, buffer);
+            self.queue = Some((first, buffer));
+        }
+    }
+
+    /// Removes the first buffer, gives it back, and returns how many bytes it held.
+    fn pop(&mut self, pool: &mut Pool) -> u32 {
+        let Some((first, last)) = self.queue else { return 0 };
+        let filled = pool.filled(first);
+        self.queue = if first == last { None } else { pool.next(first).map(|next| (next, last)) };
+        self.queued -= filled;
+        pool.give_back(first);
+        filled
+    }
+}
+
+/// The shape a hop takes on a driver.
+pub(super) const fn shape(wanted: Hop, counts_credit: bool) -> Hop {
+    match wanted {
+        Hop::Auto | Hop::Multishot if counts_credit => Hop::Multishot,
+        Hop::Auto | Hop::Multishot | Hop::Oneshot => Hop::Oneshot,
+        Hop::Linked => Hop::Linked,
+    }
+}
+
+impl Session {
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.dirs.iter().any(|dir| dir.eof)
+    }
+
+    /// Takes what a receive from `side` brought.
+    pub(super) fn on_received<D: Driver>(
+        &mut self,
+        step: &mut Step<'_, D>,
+        side: Side,
+        what: Received,
+        more: bool,
+    ) {
+        self.dirs[side as usize].armed = more;
+        if !matches!(self.stage, Stage::Relaying) {
+            if let Received::Bytes(buffer) = what {
+                step.driver.pool().give_back(buffer);
+            }
+            return;
+        }
+        match what {
+            Received::Bytes(buffer) => self.forward(step, side, buffer),
+            Received::End => {
+                self.dirs[side as usize].eof = true;
+                self.moved = step.now;
+                self.retime = true;
+                self.finish_if_drained(step, side);
+            }
+            Received::Failed(Errno::NO_BUFFERS) => {
+                self.dirs[side as usize].starved = true;
+                step.starved.push_back((step.key, side));
+            }
+            // Of a linked pair: the send says why.
+            Received::Failed(Errno::CANCELED) => {}
+            Received::Failed(e) => self.failed(step, side, e),
+        }
+    }
+
+    /// Takes the end of a send to `side`.
+    pub(super) fn on_sent<D: Driver>(
+        &mut self,
+        step: &mut Step<'_, D>,
+        side: Side,
+        result: Result<u32, Errno>,
+    ) {
+        let source = side.other();
+        let dir = &mut self.dirs[source as usize];
+        dir.sending = false;
+        let whole = dir.pop(step.driver.pool());
+        let taken = result.unwrap_or(0);
+        dir.bytes += u64::from(taken);
+        if let Some(route) = &self.route {
+            let bytes = if side == Side::Backend { &route.up_bytes } else { &route.down_bytes };
+            bytes.add(u64::from(taken));
+        }
+        if !matches!(self.stage, Stage::Relaying) {
+            return;
+        }
+        match result {
+            Ok(n) if n == whole => {}
+            Ok(_) => return self.failed(step, side, Errno::RESET),
+            Err(e) => return self.failed(step, side, e),
+        }
+        self.moved = step.now;
+        if side == Side::Backend && self.asked.is_none() {
+            self.asked = Some(step.now);
+        }
+        self.send_next(step, source);
+        self.finish_if_drained(step, source);
+        self.arm(step, source);
+    }
+
+    /// Arms a receive from `side` again that found no buffer. Whether it still wanted to.
+    pub fn feed<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) -> bool {
+        let was = std::mem::take(&mut self.dirs[side as usize].starved);
+        if was && matches!(self.stage, Stage::Relaying) {
+            self.arm(step, side);
+        }
+        was
+    }
+
+    /// Arms a receive from `side` if there is room for what it may bring: the one place where this is decided.
+    pub(super) fn arm<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
+        let dir = &mut self.dirs[side as usize];
+        if dir.armed || dir.eof || dir.starved || !matches!(self.stage, Stage::Relaying) {
+            return;
+        }
+        let Some(socket) = &self.ends[side as usize] else { return };
+        let high_water = self.snapshot.config.limits.high_water_bytes;
+        let pool = step.driver.pool();
+        let (low, buffer_bytes) = (pool.is_low(), pool.buffer_bytes());
+        let arm = match self.hop {
+            // Half of the room must be free again, so that a slow destination does not cost an arming for each send.
+            Hop::Multishot if low && dir.queued == 0 => driver::Arm::Multi(buffer_bytes),
+            Hop::Multishot if !low && dir.queued <= high_water / 2 => {
+                driver::Arm::Multi(high_water - dir.queued)
+            }
+            Hop::Multishot => return,
+            _ if dir.queued == 0 => driver::Arm::Once,
+            _ => return,
+        };
+        dir.armed = true;
+        step.driver.arm_recv(step.key, side, socket, arm);
+    }
+
+    /// Gives back what will not be sent. A buffer that is being sent stays until its completion.
+    pub(super) fn drop_queues<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        for dir in &mut self.dirs {
+            let pool = step.driver.pool();
+            let Some((first, _)) = dir.queue else { continue };
+            let rest = pool.next(first);
+            let sent_now = if dir.sending { pool.filled(first) } else { 0 };
+            let mut next = if dir.sending { rest } else { Some(first) };
+            while let Some(buffer) = next {
+                next = pool.next(buffer);
+                pool.give_back(buffer);
+            }
+            dir.queue = dir.sending.then_some((first, first));
+            dir.queued = sent_now;
+        }
+    }
+
+    /// Passes received bytes on.
+    fn forward<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, buffer: BufferId) {
+        self.moved = step.now;
+        if side == Side::Backend
+            && let Some(asked) = self.asked.take()
+            && let Some(route) = &self.route
+        {
+            route.turn.record(step.now.since_ns(asked));
+        }
+        let dir = &mut self.dirs[side as usize];
+        dir.push(step.driver.pool(), buffer);
+        let ends = (&self.ends[side as usize], &self.ends[side.other() as usize]);
+        if let (Hop::Linked, false, false, (Some(source), Some(to))) =
+            (self.hop, dir.armed, dir.sending, ends)
+        {
+            (dir.sending, dir.armed) = (true, true);
+            step.driver.send_then_recv(step.key, side.other(), to, buffer, source);
+            return;
+        }
+        self.send_next(step, side);
+        self.arm(step, side);
+    }
+
+    /// Sends the first buffer of the queue, unless one is being sent.
+    fn send_next<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
+        let dir = &mut self.dirs[source as usize];
+        let (false, Some((first, _))) = (dir.sending, dir.queue) else { return };
+        let Some(to) = &self.ends[source.other() as usize] else { return };
+        dir.sending = true;
+        step.driver.send(step.key, source.other(), to, first);
+    }
+
+    /// Tells the destination that the source has finished, once it has all the bytes.
+    fn finish_if_drained<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
+        let dir = &mut self.dirs[source as usize];
+        if !dir.eof || dir.finished || dir.sending || !dir.is_empty() {
+            return;
+        }
+        dir.finished = true;
+        let Some(to) = &self.ends[source.other() as usize] else { return };
+        if let Err(e) = step.driver.finish(to) {
+            return self.failed(step, source.other(), e);
+        }
+        if self.dirs.iter().all(|dir| dir.finished) {
+            self.end(step, EndReason::Finished);
+        }
+    }
+
+    /// Ends the session because the connection to `side` is broken.
+    fn failed<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, e: Errno) {
+        let why = match (side, e.is_vanished()) {
+            (Side::Client, false) => EndReason::ClientReset,
+            (Side::Backend, false) => EndReason::BackendReset,
+            (Side::Client, true) => EndReason::ClientVanished,
+            (Side::Backend, true) => EndReason::BackendVanished,
+        };
+        self.end(step, why);
+    }
+}

@@ -1,0 +1,79 @@
+//! Orders to a shard: how control and other shards speak to it, without a lock and without waiting.
+
+#![forbid(unsafe_code)]
+
+use crate::driver::{ListenerId, Socket, Waker};
+use crate::event::EndReason;
+use std::sync::mpsc;
+
+/// What a shard is told to do. Orders are followed in the order they were sent.
+#[derive(Debug)]
+pub enum Order {
+    /// Accept clients of this socket for the listener of this name. The socket stays control's.
+    Serve {
+        /// Names it from now on.
+        listener: ListenerId,
+        /// Name in the config.
+        name: crate::config::Name,
+        /// Its listening socket, kept open by control until [`Report::Released`].
+        socket: Socket,
+    },
+    /// Stop accepting clients of this listener, and report when it is so.
+    Release(ListenerId),
+    /// A client that another shard accepted: begin its session here.
+    Adopt {
+        /// Its socket.
+        client: Socket,
+        /// Name of the listener it came in by.
+        name: crate::config::Name,
+    },
+    /// Placement may hand clients to these shards.
+    Neighbours(std::sync::Arc<[super::placement::Neighbour]>),
+    /// End all sessions for this reason.
+    EndAll(EndReason),
+    /// Report when no session is left, and be gone.
+    Leave,
+}
+
+/// What a shard tells control.
+#[derive(Debug)]
+pub enum Report {
+    /// It no longer accepts clients of this listener.
+    Released(ListenerId),
+    /// It could not accept, and rests.
+    AcceptFailed(ListenerId, crate::driver::Errno),
+    /// All its sessions have ended, and it is about to end its thread.
+    Gone,
+}
+
+/// Sends orders to one shard.
+#[derive(Clone)]
+pub struct Mail {
+    orders: mpsc::Sender<Order>,
+    waker: Waker,
+}
+
+impl Mail {
+    /// Mail to the shard behind `waker`, and what it reads.
+    #[must_use]
+    pub fn new(waker: Waker) -> (Self, mpsc::Receiver<Order>) {
+        let (orders, read) = mpsc::channel();
+        (Self { orders, waker }, read)
+    }
+
+    /// Sends an order.
+    ///
+    /// # Errors
+    /// The order, where the shard is no more.
+    pub fn send(&self, order: Order) -> Result<(), Order> {
+        self.orders.send(order).map_err(|e| e.0)?;
+        self.waker.wake();
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Mail {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Mail")
+    }
+}
