@@ -5,6 +5,7 @@
 //! [`Far`], which on a real driver are sockets of the standard library at 127.0.0.1.
 
 #![cfg(test)]
+#![allow(clippy::unwrap_used, reason = "a case that cannot go on has failed")]
 
 mod accepting;
 mod cancelling;
@@ -66,7 +67,7 @@ pub(crate) trait Harness: Sized {
     }
 }
 
-/// The cases, each once: makes the table [`CASES`](stage::Case) and the macro that turns it into tests.
+/// The cases, each once: makes their table and the macro that turns them into tests.
 macro_rules! cases {
     ($($group:ident: $($name:ident)*;)*) => {
         /// Every case with its name.

@@ -7,7 +7,8 @@ use crate::driver::sim::{Sight, content};
 use crate::driver::{Arm, Completion, Driver, Errno, Key, ListenerId, Received, Side, Socket};
 use crate::time::Time;
 
-pub(super) const BUFFERS: u16 = 64;
+/// More than a window of published buffers: a case takes some for itself.
+pub(super) const BUFFERS: u16 = 128;
 pub(super) const BUFFER_BYTES: u32 = 4096;
 /// How long something may take, in the driver's time.
 const PATIENCE_MS: u64 = 10_000;

@@ -70,7 +70,7 @@ pub(super) fn the_waker_ends_a_turn<H: Harness>(stage: &mut Stage<H>) {
     }
     // And from another thread, in the middle of a turn.
     let thread = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(30));
+        std::thread::park_timeout(Duration::from_millis(30));
         waker.wake();
     });
     let until = stage.driver().now().plus_ms(5000);

@@ -37,7 +37,6 @@ impl Rng {
     }
 
     /// Below `n`, which is at least 1.
-    #[expect(clippy::cast_possible_truncation, reason = "the high half of a product is below n")]
     pub const fn below(&mut self, n: u64) -> u64 {
         ((self.draw() as u128 * n as u128) >> 64) as u64
     }

@@ -204,7 +204,7 @@ mod tests {
             assert!(script.bytes() <= 5000, "seed {seed}");
             for step in &script.0 {
                 let kind = format!("{step:?}");
-                kinds.insert(kind.split(['(', ' ']).next().unwrap().to_owned());
+                kinds.insert(kind.split(['(', ' ']).next().expect("a word").to_owned());
             }
         }
         assert_eq!(kinds.len(), 8, "{kinds:?}");

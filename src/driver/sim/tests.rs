@@ -1,5 +1,7 @@
 //! The simulator against a small relay that is known to be right, and against callers that are not.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use super::*;
 use crate::driver::Received;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -295,6 +297,28 @@ fn a_seed_replays() {
     assert_ne!(run(1, 1).0.borrow().digest(), run(2, 1).0.borrow().digest());
 }
 
+#[test]
+fn a_world_that_heals_lets_everything_move() {
+    let world = World::new(3, Faults::none().with(Fault::SendStall, Rate::ALWAYS));
+    let stuck = Script(vec![Step::Reading(Reading::Stopped)]);
+    world.borrow_mut().backend(Backend::accepting(address(0), vec![stuck]));
+    let wait = Step::AwaitEnd { patience_ns: 60_000 * MS };
+    let client = Script(vec![Step::Write(200_000), Step::Finish, wait, Step::Close]);
+    world.borrow_mut().client(Time(0), LISTENER, client);
+    let mut relay = Relay::new(&world, 8);
+    let seen = |relay: &mut Relay| {
+        let end = relay.driver.now().plus_ms(5000);
+        while relay.driver.now() < end {
+            relay.step(end);
+        }
+        world.borrow().records().last().unwrap().seen
+    };
+    assert_eq!(seen(&mut relay).bytes, 0, "it reads nothing");
+    world.borrow_mut().heal();
+    let seen = seen(&mut relay);
+    assert_eq!((seen.bytes, seen.end_at, seen.wrong_at), (200_000, Some(200_000), None));
+}
+
 /// A driver with one client attached, whose far end is moved by hand.
 fn scene(faults: Faults) -> (Shared, Sim, Socket, Hand) {
     let world = World::new(5, faults);
@@ -308,7 +332,7 @@ fn scene(faults: Faults) -> (Shared, Sim, Socket, Hand) {
         driver.turn(Some(driver.now().plus_ms(10))).unwrap();
         while let Some(completion) = driver.next() {
             let Completion::Accepted { result, more, .. } = completion else { continue };
-            client = client.or(result.ok());
+            client = client.or_else(|| result.ok());
             if !more && client.is_none() {
                 driver.accept(LISTENER, &listens);
             }
