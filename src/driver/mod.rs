@@ -1,7 +1,7 @@
 //! The kernel: all I/O and all `unsafe` of Ringway, behind one contract with three drivers.
 //!
 //! [`uring`] and [`epoll`] speak to the kernel, [`sim`] to a seeded network that lies, delays and breaks within the rules.
-//! [`contract`] is this page as tests, run on each. Session logic is generic over [`Driver`] and is written once.
+//! `contract` is this page as tests, run on each. Session logic is generic over [`Driver`] and is written once.
 //!
 //! ## The rules
 //! 1. **One of each.** A side of a session has at most one receive, one send and one poll in flight; a session has at

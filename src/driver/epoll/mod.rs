@@ -458,3 +458,18 @@ impl Drop for Epoll {
 fn cancelled_receive(key: Key, side: Side) -> Completion {
     Completion::Received { key, side, what: Received::Failed(Errno::CANCELED), more: false }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::contract::contract_tests;
+    use crate::driver::contract::loopback::{Fresh, Loopback};
+
+    impl Fresh for Epoll {
+        fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
+            Some(Self::new(buffers, buffer_bytes).expect("epoll is everywhere"))
+        }
+    }
+
+    contract_tests!(Loopback<Epoll>);
+}

@@ -399,3 +399,23 @@ fn build_ring() -> io::Result<IoUring> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::contract::contract_tests;
+    use crate::driver::contract::loopback::{Fresh, Loopback};
+
+    impl Fresh for Uring {
+        fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
+            let credit = true;
+            Self::new(buffers, buffer_bytes, credit).ok()
+        }
+
+        fn published(&self) -> usize {
+            usize::from(self.window.published())
+        }
+    }
+
+    contract_tests!(Loopback<Uring>);
+}
