@@ -50,8 +50,8 @@ pub const NAME_CHARS_MAX: usize = 64;
 /// Receive buffers of one shard by default. Address space, not memory: a buffer takes memory when it is first used, and
 /// those used last are used first. So many that sessions which all stand before full destinations still have theirs.
 pub const BUFFERS_DEFAULT: u16 = 16_384;
-/// Fewest receive buffers of one shard.
-pub const BUFFERS_MIN: u16 = 64;
+/// Fewest receive buffers of one shard: the window and as many again.
+pub const BUFFERS_MIN: u16 = 128;
 /// Most receive buffers of one shard: a buffer's number has 16 bits, of which one value says "none".
 pub const BUFFERS_MAX: u16 = u16::MAX - 1;
 /// Bytes of one receive buffer by default.
@@ -162,7 +162,7 @@ pub const FLOW_ANSWER_MS_MAX: u64 = 1_000;
 /// How long a session of the order flow rests after an error.
 pub const FLOW_REST_MS: u64 = 100;
 
-const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
+const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN / 2, "the window leaves buffers for what is carried here");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
 const _: () = assert!(WINDOW_MAX.is_power_of_two() && WINDOW_MAX <= 32_768);
