@@ -67,6 +67,8 @@ pub struct Session {
     hop: Hop,
     /// True exactly while a poll of the client's socket is in flight.
     watching: bool,
+    /// The backend's socket has the options that find a vanished end.
+    guarded: bool,
     /// Its deadline may have come nearer: the shard looks, and clears this.
     pub retime: bool,
 }
@@ -144,6 +146,7 @@ impl Session {
             arm,
             hop: relay::shape(hop, step.driver.counts_credit()),
             watching: false,
+            guarded: false,
             retime: true,
         }
     }
@@ -173,6 +176,7 @@ impl Session {
                 let after = |from: Time, ms: Option<u32>| ms.map(|ms| from.plus_ms(u64::from(ms)));
                 let half = timeouts.half_closed_ms.filter(|_| self.is_half_closed());
                 [
+                    after(self.accepted, (!self.guarded).then_some(limits::GUARD_AFTER_MS)),
                     after(self.moved, timeouts.idle_ms),
                     after(self.moved, half),
                     after(self.accepted, timeouts.age_ms),
@@ -192,6 +196,9 @@ impl Session {
         match &mut self.stage {
             Stage::Opening(opening) => {
                 let timeouts = &self.snapshot.config.listeners[usize::from(self.listener)].timeouts;
+                if let Some((why, _)) = opening.refused {
+                    return self.end(step, why);
+                }
                 if opening.connect_is_due(step.now, timeouts.connect_ms) {
                     opening.gave_up = true;
                     step.driver.cancel(step.key, Op::Connect);
@@ -202,6 +209,7 @@ impl Session {
                 }
                 self.retime = true;
             }
+            Stage::Relaying if !self.guarded => self.guard(step),
             Stage::Relaying => {
                 let why = self.why_due(step.now);
                 self.end(step, why);
@@ -329,6 +337,16 @@ impl Session {
         &self.snapshot.config.listeners[usize::from(self.listener)]
     }
 
+    /// Sets the options of the backend's socket that a short session has no use for.
+    fn guard<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        self.guarded = true;
+        self.retime = true;
+        if let Some(backend) = &self.ends[Side::Backend as usize] {
+            // It fails where the connection is gone, which a receive is about to say.
+            let _ = step.driver.guard(backend, &self.listener().tcp);
+        }
+    }
+
     /// Which of the relay's limits has run out.
     fn why_due(&self, now: Time) -> EndReason {
         let timeouts = &self.listener().timeouts;
@@ -354,7 +372,12 @@ impl Session {
                     Err(e) => reply = Some(Reply::Failed(e)),
                 },
                 Question::Opened => return self.relay(step),
-                Question::Failed(why) => return self.end(step, why),
+                Question::Failed(why) => {
+                    let at = self.accepted.plus_ms(limits::REFUSE_AFTER_MS);
+                    opening.refused = Some((why, at));
+                    self.retime = true;
+                    return;
+                }
             }
         }
     }

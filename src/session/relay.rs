@@ -282,12 +282,13 @@ impl Session {
             return;
         }
         dir.finished = true;
+        if self.dirs.iter().all(|dir| dir.finished) {
+            // Closing the sockets tells the destination: nothing of it is unread.
+            return self.end(step, EndReason::Finished);
+        }
         let Some(to) = &self.ends[source.other() as usize] else { return };
         if let Err(e) = step.driver.finish(to) {
-            return self.failed(step, source.other(), e);
-        }
-        if self.dirs.iter().all(|dir| dir.finished) {
-            self.end(step, EndReason::Finished);
+            self.failed(step, source.other(), e);
         }
     }
 

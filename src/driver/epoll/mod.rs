@@ -290,6 +290,10 @@ impl Driver for Epoll {
         sys::socket(address, tcp)
     }
 
+    fn guard(&mut self, socket: &Socket, tcp: &Tcp) -> Result<(), Errno> {
+        sys::guard(socket.0, tcp)
+    }
+
     fn attach(&mut self, key: Key, side: Side, socket: &Socket) -> Result<(), Errno> {
         let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
         self.control(libc::EPOLL_CTL_ADD, socket.0, events, watch::encode(key, side))?;

@@ -167,7 +167,8 @@ impl Uring {
             let seen = known.map(|at| self.gone.swap_remove(at)).is_some();
             return Some(if seen { Ok(()) } else { result.map(drop) });
         }
-        let is_gone = result.is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) as u32 != 0);
+        let is_gone =
+            result.is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) as u32 != 0);
         if is_gone && known.is_none() {
             self.gone.push(token);
             self.push(opcode::AsyncCancel::new(token).build(), Token::CANCEL);
@@ -261,6 +262,10 @@ impl Driver for Uring {
 
     fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
         sys::socket(address, tcp)
+    }
+
+    fn guard(&mut self, socket: &Socket, tcp: &Tcp) -> Result<(), Errno> {
+        sys::guard(socket.0, tcp)
     }
 
     fn attach(&mut self, _key: Key, _side: Side, _socket: &Socket) -> Result<(), Errno> {
