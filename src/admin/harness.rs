@@ -48,7 +48,7 @@ pub(super) fn config() -> Config {
     Config {
         data_path: DataPath::Auto,
         carry_sessions: true,
-        shards: Shards { count: Some(1), cpus: None, pin: false },
+        shards: Shards { count: Some(1), cpus: None, pin: false, busy_poll_us: 0 },
         limits: Limits {
             sessions_max: 10,
             high_water_bytes: 65_536,

@@ -162,6 +162,12 @@ fn read_shards(s: &mut Section<'_>) -> Shards {
         count: Some(count).filter(|&count| count > 0),
         cpus: cpus.flatten(),
         pin: s.flag("pin", true, "whether each shard stays on one CPU"),
+        busy_poll_us: s.number(
+            "busy_poll_us",
+            0,
+            0..=limits::BUSY_POLL_US_MAX,
+            "how long a shard looks for work without sleeping after something moved; 0: it sleeps at once",
+        ),
     }
 }
 

@@ -70,6 +70,18 @@ pub const WIDE_BYTES: u32 = 512 * 1024;
 pub const WIDE_AFTER: u8 = 8;
 /// Wide steps in a row that move less than a receive buffer holds and so prove that it is not bulky any more.
 pub const WIDE_UNTIL: u8 = 2;
+/// Longest time a shard may be told to look for work without sleeping after something moved.
+pub const BUSY_POLL_US_MAX: u32 = 1_000_000;
+/// How many windows of looking in vain a shard may save up.
+pub const SPIN_BUDGET_WINDOWS: u64 = 10;
+/// One part in so many of all time may be spent on looking in vain.
+pub const SPIN_WASTE_PART: u64 = 50;
+/// How often hot sessions are read before a spinning shard asks its driver again.
+pub const HOT_LOOKS: u32 = 32;
+/// Sessions that are read straight while a shard spins, if no others carry traffic.
+pub const HOT_SESSIONS_MAX: usize = 4;
+/// Movements after which it is judged which sessions are hot.
+pub const HEAT_SAMPLE: u32 = 64;
 /// Free buffers that keep their memory when a shard is calm.
 pub const BUFFERS_WARM: usize = 64;
 /// Bytes one direction may hold by default.

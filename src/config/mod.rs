@@ -85,6 +85,8 @@ pub struct Shards {
     pub cpus: Option<BTreeSet<usize>>,
     /// Whether each shard is bound to one CPU.
     pub pin: bool,
+    /// How long a shard looks for work without sleeping after something moved; 0: not at all.
+    pub busy_poll_us: u32,
 }
 
 /// What bounds the whole process.

@@ -284,6 +284,7 @@ impl Fleet {
             kind,
             cpu,
             credit: self.credit,
+            busy_poll_us: snapshot.config.shards.busy_poll_us,
             buffers: snapshot.config.limits.buffers_per_shard,
             buffer_bytes: snapshot.config.limits.buffer_bytes,
             snapshot: Arc::clone(&self.board.snapshot),

@@ -22,6 +22,7 @@ pub(super) struct Order {
     pub(super) kind: Kind,
     pub(super) cpu: Option<usize>,
     pub(super) credit: bool,
+    pub(super) busy_poll_us: u32,
     pub(super) buffers: u16,
     pub(super) buffer_bytes: u32,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -80,6 +81,7 @@ fn run<D: Driver>(
     let (id, causes) = (order.id, order.causes);
     let parts = Parts {
         id,
+        busy_poll_us: order.busy_poll_us,
         snapshot: order.snapshot,
         tally: order.tally,
         home: Neighbour { load: Arc::clone(&order.load), mail: mail.clone() },

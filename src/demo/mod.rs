@@ -192,7 +192,7 @@ fn config(engines: [SocketAddr; 2]) -> Config {
         data_path: DataPath::Auto,
         carry_sessions: true,
         // Flow, engines and shards share the machine here: a pinned shard would wait behind them.
-        shards: Shards { count: None, cpus: None, pin: false },
+        shards: Shards { count: None, cpus: None, pin: false, busy_poll_us: 0 },
         limits: Limits {
             sessions_max: limits::SESSIONS_DEFAULT,
             high_water_bytes: limits::HIGH_WATER_DEFAULT,

@@ -22,6 +22,7 @@
 //! 8. **Nothing left to time.** Drivers set no timers. [`Driver::turn`] returns at `until` at the latest.
 
 pub mod contract;
+mod direct;
 pub mod epoll;
 pub mod pick;
 pub mod pool;
@@ -385,6 +386,25 @@ pub trait Driver {
 
     /// Waits for readiness of `side`'s socket; [`Completion::Polled`] follows.
     fn arm_poll(&mut self, key: Key, side: Side, socket: &Socket, interest: Interest);
+
+    /// Reads `side`'s socket at once, by a plain call, while no receive of it is in flight. `None`: nothing is there.
+    fn recv_now(&mut self, _key: Key, _side: Side, _socket: &Socket) -> Option<Received> {
+        None
+    }
+
+    /// Sends a buffer's filled part to a socket at once, by a plain call, while no send to it is in flight: as much as
+    /// there is room for. The buffer stays its owner's.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    fn send_now(&mut self, _socket: &Socket, _buffer: BufferId) -> Result<u32, Errno> {
+        Ok(0)
+    }
+
+    /// The clock, read now.
+    fn read_clock(&mut self) -> Time {
+        self.now()
+    }
 
     /// Whether [`carry_wide`](Self::carry_wide) works.
     fn carries_wide(&self) -> bool {

@@ -67,6 +67,8 @@ pub struct Session {
     hop: Hop,
     /// True exactly while a poll of the client's socket is in flight.
     watching: bool,
+    /// While its shard spins, its sockets are read straight: no receive is armed.
+    hot: bool,
     /// The backend's socket has the options that find a vanished end.
     guarded: bool,
     /// Its deadline may have come nearer: the shard looks, and clears this.
@@ -147,6 +149,7 @@ impl Session {
             hop: relay::shape(hop, step.driver.counts_credit()),
             watching: false,
             guarded: false,
+            hot: false,
             retime: true,
         }
     }

@@ -65,6 +65,7 @@ impl Session {
         }
         self.stage = Stage::Settling { since: step.now };
         self.retime = true;
+        self.hot = false;
         self.settle_rest(step);
         true
     }

@@ -225,7 +225,9 @@ impl Session {
     pub(super) fn arm<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
         let dir = &mut self.dirs[side as usize];
         let in_flight = dir.armed || dir.polling || dir.starved;
-        if in_flight || dir.eof || !matches!(self.stage, Stage::Relaying) {
+        // A hot session is read by `read_now`, unless it has become bulky.
+        if in_flight || (self.hot && !dir.wide) || dir.eof || !matches!(self.stage, Stage::Relaying)
+        {
             return;
         }
         let Some(socket) = &self.ends[side as usize] else { return };
@@ -323,10 +325,15 @@ impl Session {
         if !matches!(self.stage, Stage::Relaying) {
             return;
         }
+        if self.hot && !dir.sending && !self.send_now(step, side) {
+            return;
+        }
+        let dir = &mut self.dirs[side as usize];
         let ends = (&self.ends[side as usize], &self.ends[side.other() as usize]);
         if let (Hop::Linked, false, false, (Some(source), Some(to))) =
             (self.hop, dir.armed, dir.sending, ends)
             && !dir.wide
+            && !self.hot
         {
             (dir.sending, dir.armed) = (true, true);
             step.driver.send_then_recv(step.key, side.other(), to, buffer, source);
@@ -334,6 +341,64 @@ impl Session {
         }
         self.send_next(step, side);
         self.arm(step, side);
+    }
+
+    /// Sends the first buffer of the queue at once, as far as there is room. Whether the session goes on.
+    fn send_now<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) -> bool {
+        let side = source.other();
+        let dir = &mut self.dirs[source as usize];
+        let (Some((first, _)), Some(to)) = (dir.queue, &self.ends[side as usize]) else {
+            return true;
+        };
+        match step.driver.send_now(to, first) {
+            Ok(taken) => {
+                dir.took(step.driver.pool(), taken);
+                self.note_taken(step.now, source, taken);
+                true
+            }
+            Err(e) => {
+                self.failed(step, side, e);
+                false
+            }
+        }
+    }
+
+    /// Withdraws its receives, so that its shard can read it straight while it spins.
+    pub fn heat<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        if self.hot || !self.is_relaying() {
+            return;
+        }
+        self.hot = true;
+        for side in Side::BOTH.into_iter().filter(|side| self.dirs[*side as usize].armed) {
+            step.driver.cancel(step.key, driver::Op::Recv(side));
+        }
+    }
+
+    /// Arms its receives again.
+    pub fn cool<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        if std::mem::take(&mut self.hot) {
+            for side in Side::BOTH {
+                self.arm(step, side);
+            }
+        }
+    }
+
+    /// Reads a hot session straight. Whether anything was there.
+    pub fn read_now<D: Driver>(&mut self, step: &mut Step<'_, D>) -> bool {
+        let mut found = false;
+        for side in Side::BOTH {
+            let dir = &self.dirs[side as usize];
+            let busy = dir.armed || dir.polling || dir.starved || dir.eof || !dir.is_empty();
+            let Some(socket) = &self.ends[side as usize] else { continue };
+            if !self.hot || busy || !self.is_relaying() {
+                continue;
+            }
+            if let Some(what) = step.driver.recv_now(step.key, side, socket) {
+                found = true;
+                self.on_received(step, side, what, false);
+            }
+        }
+        found
     }
 
     /// Bytes came from `source`.

@@ -10,11 +10,12 @@ pub mod accept;
 pub mod mailbox;
 mod moves;
 pub mod placement;
+mod spin;
 pub mod table;
 pub mod timers;
 
 use crate::config::limits;
-use crate::driver::{Completion, Counters, Driver, Key, Side};
+use crate::driver::{Completion, Counters, Driver, Key, Received, Side};
 use crate::event::{EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
 use crate::session::routes::Routes;
@@ -26,6 +27,7 @@ use arc_swap::ArcSwap;
 use mailbox::{Order, Report};
 use moves::Moves;
 use placement::{Load, Neighbour};
+use spin::{Few, Heat, Spin};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -38,6 +40,8 @@ pub struct Parts {
     pub id: usize,
     /// The snapshot in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// How long it looks for work without sleeping after something moved, in microseconds; 0: not at all.
+    pub busy_poll_us: u32,
     /// Its counters.
     pub tally: Arc<Tally>,
     /// Its sessions, as placement counts them.
@@ -63,6 +67,10 @@ pub struct Shard<D> {
     moves: Moves,
     neighbours: Arc<[Neighbour]>,
     starved: VecDeque<(Key, Side)>,
+    spin: Spin,
+    heat: Heat,
+    /// Sessions that are read straight.
+    hot: Vec<Key>,
     now: Time,
     /// How long the thread was stopped so far: the shard's clock does not count it.
     frozen_ns: u64,
@@ -92,6 +100,9 @@ impl<D: Driver> Shard<D> {
             moves: Moves::default(),
             neighbours: Arc::from([]),
             starved: VecDeque::new(),
+            spin: Spin::new(parts.busy_poll_us, now),
+            heat: Heat::default(),
+            hot: Vec::new(),
             now,
             frozen_ns: 0,
             upkeep_at: now,
@@ -107,12 +118,22 @@ impl<D: Driver> Shard<D> {
     /// # Errors
     /// The driver is broken and the shard cannot go on.
     pub fn step(&mut self) -> io::Result<Flow> {
-        let until = self.wake_at();
-        self.driver.turn(Some(until))?;
-        self.look_at_clock(until);
+        let spins = self.spin.wants(self.now);
+        let mut found = spins && self.look_again()?;
+        if !spins {
+            self.cool_all();
+            let until = self.wake_at();
+            self.driver.turn(Some(until))?;
+            self.look_at_clock(until);
+            self.spin.slept(self.now);
+        }
         for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
             let Some(completion) = self.driver.next() else { break };
+            found = true;
             self.take(completion);
+        }
+        if spins {
+            self.spin.looked(self.now, found);
         }
         self.feed_starved();
         self.fire_timers();
@@ -148,6 +169,59 @@ impl<D: Driver> Shard<D> {
         self.sessions.count()
     }
 
+    /// Looks for work without sleeping: at the hot sessions a few times, then at the driver. Whether those had something.
+    fn look_again(&mut self) -> io::Result<bool> {
+        let mut found = false;
+        if !self.hot.is_empty() {
+            for _ in 0..limits::HOT_LOOKS {
+                found |= self.read_hot();
+            }
+        }
+        let at_once = self.driver.read_clock();
+        self.driver.turn(Some(at_once))?;
+        self.look_at_clock(at_once);
+        Ok(found)
+    }
+
+    /// Reads the hot sessions. Whether any had something.
+    fn read_hot(&mut self) -> bool {
+        let mut found = false;
+        for i in 0..self.hot.len() {
+            let Some(&key) = self.hot.get(i) else { break };
+            let mut moved = false;
+            self.with_session(key, |session, step| moved = session.read_now(step));
+            if moved {
+                found = true;
+                let frozen_ns = self.frozen_ns;
+                self.now = Time(self.driver.read_clock().0.saturating_sub(frozen_ns)).max(self.now);
+                self.note_movement(key);
+            }
+        }
+        found
+    }
+
+    /// A session's bytes moved: the shard stays awake, and sees whether a few sessions carry all the traffic.
+    fn note_movement(&mut self, key: Key) {
+        self.spin.moved(self.now);
+        match self.heat.note(key) {
+            Few::Same => {}
+            Few::TooMany => self.cool_all(),
+            Few::Are(keys) => {
+                for &key in &keys {
+                    self.with_session(key, |session, step| session.heat(step));
+                }
+                self.hot = keys;
+            }
+        }
+    }
+
+    fn cool_all(&mut self) {
+        self.heat.clear();
+        for key in std::mem::take(&mut self.hot) {
+            self.with_session(key, |session, step| session.cool(step));
+        }
+    }
+
     /// The latest moment to wake, on the driver's clock.
     fn wake_at(&self) -> Time {
         let due = [self.timers.next(), Some(self.upkeep_at), self.next_gate()];
@@ -180,6 +254,10 @@ impl<D: Driver> Shard<D> {
         };
         if !self.with_session(key, |session, step| session.on(step, &completion)) {
             self.parts.tally.shard.stale.add(1);
+        } else if self.parts.busy_poll_us > 0
+            && matches!(completion, Completion::Received { what: Received::Bytes(_), .. })
+        {
+            self.note_movement(key);
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod watch;
 
+use super::direct;
 use super::pool::{BufferId, Pool};
 use super::sys::{self, EventFd};
 use super::wide::Wide;
@@ -363,6 +364,19 @@ impl Driver for Epoll {
         debug_assert!(watch.poll.is_none(), "a second poll of {side:?}");
         watch.poll = Some(interest);
         self.visit_later(key.slot, side);
+    }
+
+    fn recv_now(&mut self, _key: Key, _side: Side, socket: &Socket) -> Option<Received> {
+        direct::recv(socket.0, &mut self.pool)
+    }
+
+    fn send_now(&mut self, socket: &Socket, buffer: BufferId) -> Result<u32, Errno> {
+        direct::send(socket.0, &self.pool, buffer)
+    }
+
+    fn read_clock(&mut self) -> Time {
+        self.now = sys::now();
+        self.now
     }
 
     fn carries_wide(&self) -> bool {

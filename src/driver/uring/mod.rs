@@ -8,6 +8,7 @@
 mod token;
 mod window;
 
+use super::direct;
 use super::pool::{BufferId, Pool};
 use super::sys::{self, EventFd, RawAddress};
 use super::wide::Wide;
@@ -327,6 +328,19 @@ impl Driver for Uring {
         let until_gone = interest == Interest::Gone;
         let entry = opcode::PollAdd::new(Fd(socket.0), events as u32).multi(until_gone).build();
         self.push(entry, Token::Poll(key, side).encode());
+    }
+
+    fn recv_now(&mut self, _key: Key, _side: Side, socket: &Socket) -> Option<Received> {
+        direct::recv(socket.0, &mut self.pool)
+    }
+
+    fn send_now(&mut self, socket: &Socket, buffer: BufferId) -> Result<u32, Errno> {
+        direct::send(socket.0, &self.pool, buffer)
+    }
+
+    fn read_clock(&mut self) -> Time {
+        self.now = sys::now();
+        self.now
     }
 
     fn carries_wide(&self) -> bool {

@@ -1,0 +1,171 @@
+//! When a shard looks for work without sleeping, and which sessions it then reads straight; pure.
+//!
+//! Waking a core that sleeps costs more than all else on the way of a message. So for a while after something moved the
+//! shard does not sleep. Looking in vain is paid from a budget that refills slowly, so a shard whose traffic is too sparse
+//! for it sleeps like any other. While it spins and a few sessions carry all the traffic, those are *hot*: read by
+//! recv(2), which sees bytes sooner than a completion does.
+
+#![forbid(unsafe_code)]
+
+use crate::config::limits;
+use crate::driver::Key;
+use crate::time::Time;
+
+/// Whether to sleep.
+#[derive(Debug)]
+pub(super) struct Spin {
+    window_ns: u64,
+    /// When something moved last.
+    moved: Time,
+    /// What may still be spent on looking in vain; below 0 where the last look took longer than that.
+    budget_ns: i64,
+    /// Until when the budget was refilled, and time spent looking was taken from it.
+    settled: Time,
+}
+
+impl Spin {
+    /// Spins for `window_us` after something moved; 0 never.
+    pub(super) fn new(window_us: u32, now: Time) -> Self {
+        let window_ns = u64::from(window_us) * 1000;
+        let budget_ns = most(window_ns);
+        Self { window_ns, moved: Time::default(), budget_ns, settled: now }
+    }
+
+    /// Something moved.
+    pub(super) const fn moved(&mut self, now: Time) {
+        self.moved = now;
+    }
+
+    /// Whether to look again at once instead of sleeping.
+    pub(super) fn wants(&self, now: Time) -> bool {
+        self.window_ns > 0 && self.budget_ns > 0 && now.since_ns(self.moved) < self.window_ns
+    }
+
+    /// The shard looked, from the last time it settled until `now`, and found something or not.
+    pub(super) fn looked(&mut self, now: Time, found: bool) {
+        let spent = now.since_ns(self.settled);
+        self.settled = now;
+        if !found {
+            self.budget_ns = self.budget_ns.saturating_sub_unsigned(spent);
+        }
+        self.refill(spent);
+    }
+
+    /// The shard slept until `now`.
+    pub(super) fn slept(&mut self, now: Time) {
+        let spent = now.since_ns(self.settled);
+        self.settled = now;
+        self.refill(spent);
+    }
+
+    fn refill(&mut self, passed_ns: u64) {
+        let earned = passed_ns / limits::SPIN_WASTE_PART;
+        self.budget_ns = self.budget_ns.saturating_add_unsigned(earned).min(most(self.window_ns));
+    }
+}
+
+/// The most that can be saved up.
+fn most(window_ns: u64) -> i64 {
+    i64::try_from(window_ns * limits::SPIN_BUDGET_WINDOWS).unwrap_or(i64::MAX)
+}
+
+/// Which sessions carry the traffic.
+#[derive(Debug, Default)]
+pub(super) struct Heat {
+    keys: Vec<Key>,
+    /// Movements since `keys` were last right, of sessions that are among them and of others.
+    known: u32,
+    others: u32,
+}
+
+/// What became of the few.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Few {
+    /// Nothing new.
+    Same,
+    /// These carry all the traffic now.
+    Are(Vec<Key>),
+    /// Too many sessions share the traffic.
+    TooMany,
+}
+
+impl Heat {
+    /// A session's bytes moved.
+    pub(super) fn note(&mut self, key: Key) -> Few {
+        if self.keys.contains(&key) {
+            self.known += 1;
+        } else {
+            self.others += 1;
+            if self.keys.len() < limits::HOT_SESSIONS_MAX {
+                self.keys.push(key);
+            }
+        }
+        if self.known + self.others < limits::HEAT_SAMPLE {
+            return Few::Same;
+        }
+        let few = self.others <= limits::HOT_SESSIONS_MAX as u32;
+        (self.known, self.others) = (0, 0);
+        if few {
+            return Few::Are(self.keys.clone());
+        }
+        self.keys.clear();
+        Few::TooMany
+    }
+
+    /// The shard sleeps: what was hot will be found out anew.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: u64 = 1000;
+
+    #[test]
+    fn it_spins_for_its_window_and_then_sleeps() {
+        let mut spin = Spin::new(50, Time(0));
+        assert!(!spin.wants(Time(1000 * US)), "nothing has moved yet");
+        spin.moved(Time(1000 * US));
+        assert!(spin.wants(Time(1049 * US)));
+        assert!(!spin.wants(Time(1051 * US)));
+    }
+
+    #[test]
+    fn without_a_window_it_never_spins() {
+        let mut spin = Spin::new(0, Time(0));
+        spin.moved(Time(5));
+        assert!(!spin.wants(Time(5)));
+    }
+
+    /// Messages further apart than the window: a second of them may cost what the budget holds and a part of the second.
+    #[test]
+    fn looking_in_vain_is_bounded() {
+        let mut spin = Spin::new(100, Time(0));
+        let (mut now, mut vain) = (Time(0), 0);
+        while now.0 < 1_000_000 * US {
+            spin.moved(now);
+            while spin.wants(now) {
+                now = now + 5 * US;
+                vain += 5 * US;
+                spin.looked(now, false);
+            }
+            now = now + 100 * US;
+            spin.slept(now);
+        }
+        let budget = 100 * US * limits::SPIN_BUDGET_WINDOWS;
+        assert!(vain <= budget + 1_000_000 * US / limits::SPIN_WASTE_PART * 11 / 10, "{vain}");
+    }
+
+    #[test]
+    fn few_sessions_are_hot_and_many_are_not() {
+        let key = |slot| Key { slot, generation: 0 };
+        let mut heat = Heat::default();
+        let few = (0..limits::HEAT_SAMPLE).map(|i| heat.note(key(i % 2))).last();
+        assert_eq!(few, Some(Few::Are(vec![key(0), key(1)])));
+        let many = (0..limits::HEAT_SAMPLE).map(|i| heat.note(key(i % 20))).last();
+        assert_eq!(many, Some(Few::TooMany));
+    }
+}
