@@ -1,5 +1,7 @@
 //! Arguments, config, run, exit code.
 
+#![forbid(unsafe_code)]
+
 use clap::{Parser, Subcommand};
 use ringway::config::{Config, file};
 use ringway::control::Outcome;
@@ -18,8 +20,8 @@ use std::time::Duration;
 
 /// A TCP reverse proxy for order entry.
 ///
-/// Exit codes: 0 stopped as asked; 64 the config or the arguments are wrong; 66 the config cannot be read; 69 io_uring was
-/// asked for and is refused; 70 a bug of Ringway's; 71 the system refused something, such as a port.
+/// Exit codes: 0 stopped as asked; 64 the config or the arguments are wrong; 66 the config cannot be read; 69 io_uring
+/// was asked for and is refused; 70 a bug of Ringway's; 71 the system refused something, such as a port.
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Arguments {
@@ -131,8 +133,11 @@ fn follow(mut signals: Signals, running: &Running) {
 fn check(path: &Path) -> ExitCode {
     match read(path) {
         Ok(config) => {
-            let (listeners, pools) = (config.listeners.len(), config.pools.len());
-            print(&format!("{}: good, {listeners} listeners, {pools} pools\n", path.display()));
+            let count =
+                |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            let listeners = count(config.listeners.len(), "listener");
+            let pools = count(config.pools.len(), "pool");
+            print(&format!("{}: good, {listeners}, {pools}\n", path.display()));
             ExitCode::SUCCESS
         }
         Err(code) => code,

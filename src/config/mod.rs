@@ -4,6 +4,8 @@
 //! settings against each other. All other code reads the types of this page. Durations are milliseconds (`_ms`), sizes
 //! are bytes (`_bytes`), shares of a hundred are [`Percent`]. An absent time limit is `None`, written `0` in the file.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod fault;
 pub mod file;

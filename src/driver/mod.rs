@@ -1,7 +1,8 @@
 //! The kernel: all I/O and all `unsafe` of Ringway, behind one contract with three drivers.
 //!
-//! [`uring`] and [`epoll`] speak to the kernel, [`sim`] to a seeded network that lies, delays and breaks within the rules.
-//! [`contract`] is this page as tests, run on each. Session logic is generic over [`Driver`] and is written once.
+//! [`uring`] and [`epoll`] speak to the kernel, [`sim`] to a seeded network that lies, delays and breaks within the
+//! rules. [`contract`] is this page as tests, run on each. Session logic is generic over [`Driver`] and is written
+//! once.
 //!
 //! ## The rules
 //! 1. **One of each.** A side of a session has at most one receive, one send and one poll in flight; a session has at
@@ -16,9 +17,9 @@
 //!    connection is broken or the send was cancelled; then the number says how many the kernel took.
 //! 6. **Cancelling asks.** [`Driver::cancel`] makes the operation end soon. Its own last completion still comes: with
 //!    [`Errno::CANCELED`], or with the result that was faster.
-//! 7. **Ending.** [`Driver::abort`] tells the other end by a reset at once and makes everything in flight on that socket
-//!    end soon. A socket is closed only when nothing of it is in flight: a receive that outlives its descriptor would
-//!    swallow the bytes of the next connection to get that number.
+//! 7. **Ending.** [`Driver::abort`] tells the other end by a reset at once and makes everything in flight on that
+//!    socket end soon. A socket is closed only when nothing of it is in flight: a receive that outlives its descriptor
+//!    would swallow the bytes of the next connection to get that number.
 //! 8. **Nothing left to time.** Drivers set no timers. [`Driver::turn`] returns at `until` at the latest.
 
 pub mod contract;
@@ -98,20 +99,19 @@ pub struct ListenerId(pub u16);
 
 /// A socket of a driver. On uring and epoll it is a descriptor, so it can be carried from one to the other.
 ///
-/// It is closed by [`Driver::close`], never by being dropped: nothing may be in flight then, which only its session knows.
+/// It is closed by [`Driver::close`], never by being dropped: nothing may be in flight then, which only its session
+/// knows.
 #[derive(Debug, PartialEq, Eq, Hash)]
 #[must_use = "a socket that is forgotten is a leaked descriptor"]
 pub struct Socket(pub(in crate::driver) i32);
 
 impl Socket {
     /// A descriptor that a kernel driver is to work with.
-    #[must_use]
     pub fn of(descriptor: &impl std::os::fd::AsRawFd) -> Self {
         Self(descriptor.as_raw_fd())
     }
 
     /// A descriptor that a kernel driver is to own from now on.
-    #[must_use]
     pub fn owned(descriptor: impl std::os::fd::IntoRawFd) -> Self {
         Self(descriptor.into_raw_fd())
     }
@@ -383,7 +383,8 @@ pub trait Driver {
     /// Where the connection is already gone.
     fn client_address(&self, socket: &Socket) -> Result<SocketAddr, Errno>;
 
-    /// Submits what was asked for and waits for the kernel until something is there, or until `until` (`None`: for ever).
+    /// Submits what was asked for and waits for the kernel until something is there, or until `until` (`None`: for
+    /// ever).
     ///
     /// # Errors
     /// The driver is broken and its shard cannot go on.
