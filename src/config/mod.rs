@@ -181,7 +181,7 @@ pub struct Tcp {
     pub congestion: Option<Name>,
 }
 
-/// How the kernel finds out that a silent peer has vanished.
+/// How the kernel finds out that a silent end has vanished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
     /// TCP_KEEPIDLE: silence before the first probe.

@@ -205,10 +205,10 @@ fn adopt(number: i32, client: SocketAddr) -> Result<TcpStream, Failure> {
     // SAFETY: it is borrowed for one getpeername(2), which fails on what is no socket and does nothing to one; nothing
     // in this thread opens or closes descriptors meanwhile, and -1 cannot be: it was no error.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    let peer = SockRef::from(&borrowed)
+    let accepted = SockRef::from(&borrowed)
         .peer_addr()
         .map_err(Failure::at("getpeername of what multishot accept reported"))?;
-    if peer.as_socket() != Some(client) {
+    if accepted.as_socket() != Some(client) {
         return Err(Failure::saw("multishot accept reported another socket than the client's"));
     }
     // SAFETY: the kernel has just made this descriptor for this accept, as the client's address proves, and told nobody
