@@ -34,7 +34,7 @@ enum Command {
     /// Proxies clients to backends, as the config says.
     Run {
         /// The config.
-        #[arg(long, value_name = "FILE", default_value = "/etc/ringway/ringway.toml")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Says everything that is wrong with a config.
@@ -62,6 +62,8 @@ enum Command {
     },
 }
 
+/// Where the config is unless somebody says otherwise.
+const CONFIG: &str = "/etc/ringway/ringway.toml";
 /// sysexits.h: the config or the arguments are wrong.
 const USAGE: u8 = 64;
 /// sysexits.h: the config cannot be read.
@@ -172,6 +174,10 @@ fn until_stopped(run: impl FnOnce(Arc<AtomicBool>) -> Result<(), String>) -> Exi
 
 fn read(path: &Path) -> Result<Config, ExitCode> {
     file::read(path).map_err(|e| match e {
+        file::ReadError::Unreadable(why) if path == Path::new(CONFIG) => fail(
+            NO_INPUT,
+            &format!("{why}; `--config FILE` names another, `ringway demo` needs none"),
+        ),
         file::ReadError::Unreadable(why) => fail(NO_INPUT, &why),
         file::ReadError::Faults(faults) => {
             for fault in &faults {
@@ -193,7 +199,8 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => number.checked_mul(3_600_000),
         _ => None,
     };
-    ms.map(Duration::from_millis).ok_or_else(|| "the unit must be ms, s, m or h".to_owned())
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "the unit must be ms, s, m or h, such as 10s".to_owned())
 }
 
 fn fail(code: u8, why: &str) -> ExitCode {
