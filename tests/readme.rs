@@ -160,6 +160,39 @@ fn links_lead_somewhere() {
     assert_eq!(broken(page, ""), ["no/such.md", "README.md#no-such-heading"]);
 }
 
+/// All of the program's source, its line breaks within strings aside.
+fn source(folder: &Path) -> String {
+    let entries = std::fs::read_dir(folder).expect("the source is there");
+    let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
+    paths.sort();
+    let text_of = |path: &std::path::PathBuf| {
+        if path.is_dir() { source(path) } else { std::fs::read_to_string(path).expect("readable") }
+    };
+    paths.iter().map(text_of).collect()
+}
+
+#[test]
+fn what_the_program_is_quoted_with_it_says() {
+    let source = source(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"));
+    let table = README.split("## Troubleshooting").nth(1).and_then(|rest| rest.split("## ").next());
+    let rows = table.expect("there is such a table").lines().filter(|line| line.starts_with("| "));
+    let mut quotes = 0;
+    for row in rows.skip(1) {
+        let says = row.split(" | ").nth(1).expect("it has three columns");
+        for quote in says.split('`').skip(1).step_by(2).filter(|quote| !quote.contains(['=', '"']))
+        {
+            // An ellipsis stands for what differs.
+            for part in quote.split("...").map(|part| part.trim_matches([':', ' '])) {
+                let by_system = part == "Address already in use";
+                assert!(by_system || source.contains(part), "{part}");
+                quotes += 1;
+            }
+        }
+    }
+    assert!(quotes >= 8, "{quotes}");
+    assert!(!source.contains(&["no such", "sentence"].join(" ")));
+}
+
 #[test]
 fn the_reasons_the_readme_quotes_exist() {
     let known: Vec<&str> = ringway::event::EndReason::ALL.iter().map(|why| why.label()).collect();
