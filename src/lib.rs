@@ -27,7 +27,8 @@
 //! A client is accepted by a shard, which may hand it to one with less to do. Its [`session::Session`] takes the
 //! snapshot in force, is assigned to an arm (stable or canary) and a backend, connects, and from then on only moves
 //! bytes: `up` from client to backend, `down` the other way. When it ends, both ends are told, what is in flight is
-//! waited for, and then its sockets are closed.
+//! waited for, and then its sockets are closed. On its way it may be brought to rest, made a
+//! [`session::parcel::Parcel`] and carried to another shard, of the same driver or of the other.
 //!
 //! # Modules, in the order of their layers
 //!
@@ -40,8 +41,9 @@
 //! 4. [`tally`]: counters with one writer and any number of readers.
 //! 5. [`policy`]: decisions as plain functions: which arm, which backend; [`policy::snapshot`] makes a config ready for
 //!    both.
-//! 6. [`driver`]: the kernel, behind one contract: [`driver::uring`] and [`driver::epoll`]; [`driver::probe`] tries
-//!    what a machine allows, [`driver::pick`] chooses. All `unsafe` is here.
+//! 6. [`driver`]: the kernel, behind one contract: [`driver::uring`] and [`driver::epoll`], and [`driver::sim`], a
+//!    seeded network for tests; [`driver::probe`] tries what a machine allows, [`driver::pick`] chooses. All `unsafe`
+//!    is here.
 //! 7. [`session`]: one client with its backend, from its first attempt to connect to its last byte; generic over
 //!    [`driver::Driver`].
 //! 8. [`shard`]: one core's loop: accept, placement, sessions, timers, mailbox.
@@ -62,6 +64,7 @@
 //!   sends each session to one of two **arms**, the stable or the canary pool.
 //! - A **snapshot** is a config made ready for shards: numbered, immutable, shared.
 //! - A **tally** is one shard's counters. A **route** is listener, arm, pool and backend: what sessions are counted by.
+//! - A **parcel** is a session taken off its driver at a quiet moment: two sockets, unsent bytes, counters.
 //! - An **end reason** says why a session ended: exactly one, the first that held.
 //! - Units stand last in a name: `idle_ms`, `buffer_bytes`, `sessions_max`.
 //!
@@ -99,6 +102,10 @@
 //!     `the_reference_shows_every_key_with_its_default`), metrics (`src/admin/metrics/tests.rs`:
 //!     `the_docs_list_exactly_these_metrics`), and README's commands, configs, metrics and links (`tests/readme.rs`:
 //!     `commands_exist`, `configs_parse`, `metrics_exist`, `links_lead_somewhere`).
+//! 13. Every driver keeps the contract, and the contract's tests catch who does not.
+//!     (`src/driver/contract/simulated.rs`: `the_contract_holds_in_bad_weather`; `src/driver/contract/liar.rs`:
+//!     `every_liar_is_caught`)
+//! 14. A seed replays a whole simulated world. (`src/driver/sim/tests.rs`: `a_seed_replays`)
 //!
 //! # What is absent, on purpose
 //!
@@ -126,6 +133,7 @@
 //! | a system call | [`driver::sys`] where both drivers make it, else in the driver that does |
 //! | what a driver must do | the contract in [`driver`], then both drivers |
 //! | how bytes move, and when they may not | [`session::relay`] |
+//! | how a session is carried | [`session::parcel`]; when: `shard/moves.rs` |
 //! | how a backend is reached | [`session::opening`] |
 //! | which shard a client goes to | [`shard::placement`] |
 //! | what a reload may change | `control/reload.rs` |

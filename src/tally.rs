@@ -112,6 +112,13 @@ impl<const N: usize> Histogram<N> {
     }
 }
 
+impl Default for Histogram<19> {
+    /// An empty one with the turn-time buckets.
+    fn default() -> Self {
+        Self::new(&TURN_BOUNDS_NS)
+    }
+}
+
 /// What one shard counts of itself.
 #[derive(Debug, Default)]
 pub struct ShardTally {
@@ -153,6 +160,14 @@ pub struct ShardTally {
     pub freezes: Count,
     /// Ending sessions whose operations had to be cancelled by the watchdog. Must stay 0.
     pub watchdog: Count,
+    /// Sessions carried to another shard.
+    pub moves_out: Count,
+    /// Sessions carried here from another shard.
+    pub moves_in: Count,
+    /// Moves that were given up; their sessions went on where they were.
+    pub moves_failed: Count,
+    /// From the moment a session began to come to rest until it went on here.
+    pub pause: Histogram<19>,
     /// Completions for a session that is no more. Must stay 0.
     pub stale: Count,
     /// Records of ended sessions that found the journal full.

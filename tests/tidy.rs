@@ -90,10 +90,12 @@ fn test_modules(path: &str, text: &str) -> Vec<String> {
     let folder =
         ["/mod", "/lib", "/main"].iter().find_map(|last| stem.strip_suffix(last)).unwrap_or(stem);
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let whole = lines.contains(&"#![cfg(test)]").then(|| folder.to_owned());
     let below = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]").map(|pair| pair[1]);
     below
         .filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
         .map(|name| format!("{folder}/{name}"))
+        .chain(whole)
         .collect()
 }
 
@@ -446,6 +448,8 @@ fn what_is_compiled_for_tests_is_left_out() {
         ("src/a/tests.rs", "x"),
         ("src/a/b.rs", "#[cfg(test)]\nmod tests;"),
         ("src/a/b/tests.rs", "x"),
+        ("src/d.rs", "#![cfg(test)]"),
+        ("src/d/e.rs", "x"),
         ("tests/c.rs", "x"),
     ];
     let tree = texts.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();

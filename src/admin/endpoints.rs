@@ -26,12 +26,12 @@ pub(super) enum Does {
     ShowAll(fn(&Window) -> Result<Response, Fault>),
     /// Shows something.
     Show(fn(&Window) -> Result<Response, Fault>),
-    /// Has control do something: what, is read from the listener's name in the path and from the body.
+    /// Has control do something: what, is read from the name in the path and from the body.
     Order(fn(&str, &[u8]) -> Result<Order, Fault>),
 }
 
 /// All of them.
-pub(super) static ENDPOINTS: [Endpoint; 8] = [
+pub(super) static ENDPOINTS: [Endpoint; 9] = [
     Endpoint {
         method: Method::GET,
         path: "/",
@@ -77,8 +77,14 @@ pub(super) static ENDPOINTS: [Endpoint; 8] = [
     Endpoint {
         method: Method::PUT,
         path: "/api/v1/datapath",
-        what: r#"{"path": "epoll"} moves new sessions to that data path: auto, uring or epoll"#,
+        what: r#"{"path": "epoll"} changes the data path (auto, uring, epoll); "live": false leaves live sessions"#,
         does: Does::Order(data_path),
+    },
+    Endpoint {
+        method: Method::POST,
+        path: "/api/v1/sessions/NAME/move",
+        what: r#"{"shard": 1} carries the live session of this id to that shard"#,
+        does: Does::Order(move_session),
     },
 ];
 
@@ -172,13 +178,27 @@ fn data_path(_: &str, body: &[u8]) -> Result<Order, Fault> {
     #[serde(deny_unknown_fields)]
     struct Body {
         path: String,
+        live: Option<bool>,
     }
-    let Body { path } = parse(body, r#"{"path": "epoll"}"#)?;
+    let Body { path, live } = parse(body, r#"{"path": "epoll"}"#)?;
     let path = DataPath::from_label(&path).ok_or_else(|| {
         let all = DataPath::ALL.map(DataPath::label).join(", ");
         Fault::Wrong(vec![format!("path must be one of {all}, not {path:?}")])
     })?;
-    Ok(Order::DataPath(path))
+    Ok(Order::DataPath { path, live })
+}
+
+fn move_session(session: &str, body: &[u8]) -> Result<Order, Fault> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Body {
+        shard: usize,
+    }
+    let Body { shard } = parse(body, r#"{"shard": 1}"#)?;
+    let session = session
+        .parse()
+        .map_err(|_| Fault::Wrong(vec![format!("a session's id is a number, not {session:?}")]))?;
+    Ok(Order::Move { session, shard })
 }
 
 fn parse<B: DeserializeOwned>(body: &[u8], expected: &str) -> Result<B, Fault> {

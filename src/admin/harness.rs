@@ -47,6 +47,7 @@ pub(super) fn config() -> Config {
     };
     Config {
         data_path: DataPath::Auto,
+        carry_sessions: true,
         shards: Shards { count: Some(1), cpus: None, pin: false },
         limits: Limits {
             sessions_max: 10,

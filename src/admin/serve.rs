@@ -288,7 +288,15 @@ fn sentence(order: &Order) -> String {
     match order {
         Order::Reload => "reload the config".into(),
         Order::Canary { listener, percent } => format!("canary of {listener} to {percent} %"),
-        Order::DataPath(path) => format!("data path to {}", path.label()),
+        Order::DataPath { path, live } => {
+            let along = match live {
+                Some(true) => ", live sessions along",
+                Some(false) => ", live sessions left",
+                None => "",
+            };
+            format!("data path to {}{along}", path.label())
+        }
+        Order::Move { session, shard } => format!("session {session} to shard {shard}"),
     }
 }
 

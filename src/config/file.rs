@@ -71,6 +71,7 @@ fn too_long() -> String {
 /// The file, before its settings are held against each other. What is `None` though required was reported as a fault.
 pub(super) struct Written {
     pub(super) data_path: DataPath,
+    pub(super) carry_sessions: bool,
     pub(super) shards: Shards,
     pub(super) limits: Limits,
     pub(super) listeners: Vec<(Name, Option<WrittenListener>)>,
@@ -124,12 +125,18 @@ impl Written {
             &DataPath::ALL.map(|path| (path.label(), path)),
             "how bytes move; auto is io_uring where this kernel allows it, else epoll",
         );
+        let carry_sessions = file.flag(
+            "carry_sessions",
+            true,
+            "a change of the data path takes the live sessions along, instead of leaving them to end where they began",
+        );
         let limits = file.table("limits", read_limits);
         let timeouts = file.table("timeouts", |s| read_timeouts(s, TIMEOUTS));
         let tcp = file.table("tcp", |s| WrittenTcp::read(s, &WrittenTcp::default()));
         let has_admin = file.has("admin");
         Self {
             data_path,
+            carry_sessions,
             shards: file.table("shards", read_shards),
             listeners: file.named("listeners", limits::LISTENERS_MAX, |s| {
                 WrittenListener::read(s, &limits, timeouts, &tcp)

@@ -50,8 +50,8 @@ pub const NAME_CHARS_MAX: usize = 64;
 /// Receive buffers of one shard by default. Address space, not memory: a buffer takes memory when it is first used, and
 /// those used last are used first. So many that sessions which all stand before full destinations still have theirs.
 pub const BUFFERS_DEFAULT: u16 = 16_384;
-/// Fewest receive buffers of one shard.
-pub const BUFFERS_MIN: u16 = 64;
+/// Fewest receive buffers of one shard: the window and as many again.
+pub const BUFFERS_MIN: u16 = 128;
 /// Most receive buffers of one shard: a buffer's number has 16 bits, of which one value says "none".
 pub const BUFFERS_MAX: u16 = u16::MAX - 1;
 /// Bytes of one receive buffer by default.
@@ -91,13 +91,23 @@ pub const FREEZE_MS: u64 = 250;
 /// How often a shard looks after itself: gives memory back, reports its gauges.
 pub const UPKEEP_MS: u64 = 1000;
 /// Descriptors kept free of sessions: for listeners, rings, the admin endpoint and its clients.
-pub const DESCRIPTORS_SPARE: u64 = 256;
+pub const DESCRIPTORS_SPARE: u64 = 128;
 /// How long shards may take to end sessions that were told to, before the process ends without them.
 pub const CUT_MS_MAX: u64 = 3000;
 /// How long a listener rests after accept failed for want of descriptors or memory.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
 pub const ENDING_MS_MAX: u64 = 1000;
+/// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: five calls that a short one is
+/// spared.
+pub const GUARD_AFTER_MS: u32 = 1000;
+/// How long a session may take to come to rest before its move is given up and it goes on where it is.
+pub const SETTLE_MS_MAX: u64 = 1000;
+/// Sessions of one shard that come to rest at once: each pause stays short.
+pub const SETTLING_MAX: usize = 32;
+/// Least age of a session that is ended because no backend could be reached: a client that comes back at once in a loop
+/// is slowed down, and its connect(2) is over before it hears the answer.
+pub const REFUSE_AFTER_MS: u64 = 10;
 /// How long a connect goes on before the client is watched for having left.
 pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
 
@@ -158,7 +168,8 @@ pub const FLOW_ANSWER_MS_MAX: u64 = 1_000;
 /// How long a session of the order flow rests after an error.
 pub const FLOW_REST_MS: u64 = 100;
 
-const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN, "the window is cut from the pool");
+const _: () =
+    assert!(WINDOW_MIN <= BUFFERS_MIN / 2, "the window leaves buffers for what is carried here");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
 const _: () = assert!(WINDOW_MAX.is_power_of_two() && WINDOW_MAX <= 32_768);

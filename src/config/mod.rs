@@ -28,6 +28,8 @@ pub type Name = Arc<str>;
 pub struct Config {
     /// Which data path shards use.
     pub data_path: DataPath,
+    /// Whether a change of the data path takes the live sessions along.
+    pub carry_sessions: bool,
     /// How many shards there are and where they run.
     pub shards: Shards,
     /// What bounds the whole process.

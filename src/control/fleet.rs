@@ -48,6 +48,12 @@ struct Member {
     thread: JoinHandle<()>,
 }
 
+impl Member {
+    fn as_neighbour(&self) -> Neighbour {
+        Neighbour { load: Arc::clone(&self.load), mail: self.mail.clone() }
+    }
+}
+
 /// What becomes of a socket that is let go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
@@ -89,8 +95,8 @@ impl Fleet {
         self.serving
     }
 
-    /// Lets the shards of `kind` accept clients of `ports`, and starts them if need be.
-    pub(super) fn serve_with(&mut self, kind: Kind, ports: &[Port]) -> io::Result<()> {
+    /// Lets the shards of `kind` accept clients of `ports`, and starts them if need be. `carry`: live sessions follow.
+    pub(super) fn serve_with(&mut self, kind: Kind, ports: &[Port], carry: bool) -> io::Result<()> {
         for lane in 0..self.lanes.len() {
             self.member(lane, kind)?;
         }
@@ -103,7 +109,25 @@ impl Fleet {
             }
         }
         self.introduce();
+        for lane in &self.lanes {
+            let heir = lane.shards.iter().find(|m| m.entry.kind == kind);
+            for member in &lane.shards {
+                let goes = carry && member.entry.kind != kind;
+                let to = heir.filter(|_| goes).map(Member::as_neighbour);
+                let _ = member.mail.send(Order::Evict(to));
+            }
+        }
         Ok(())
+    }
+
+    /// Carries a live session to a shard, wherever it is. Whether there is such a shard.
+    pub(super) fn move_session(&self, session: u64, shard: usize) -> bool {
+        let mut members = self.lanes.iter().flat_map(|lane| &lane.shards);
+        let Some(to) = members.find(|m| m.entry.id == shard).map(Member::as_neighbour) else {
+            return false;
+        };
+        self.tell_all(|| Order::Move { session, to: to.clone() });
+        true
     }
 
     /// Lets the serving shards accept clients of one more port.
@@ -157,7 +181,7 @@ impl Fleet {
     }
 
     /// Sends an order to every shard.
-    pub(super) fn tell_all(&self, mut order: impl FnMut() -> Order) {
+    pub(super) fn tell_all(&self, order: impl Fn() -> Order) {
         for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
             // A shard that is gone has nothing left to be told.
             let _ = member.mail.send(order());
@@ -282,9 +306,7 @@ impl Fleet {
         for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
             member.entry.serving.store(member.entry.kind == self.serving, Relaxed);
             let others = serving.iter().filter(|other| other.entry.id != member.entry.id);
-            let neighbours: Arc<[Neighbour]> = others
-                .map(|other| Neighbour { load: Arc::clone(&other.load), mail: other.mail.clone() })
-                .collect();
+            let neighbours: Arc<[Neighbour]> = others.map(|other| other.as_neighbour()).collect();
             let _ = member.mail.send(Order::Neighbours(neighbours));
         }
     }

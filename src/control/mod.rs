@@ -122,7 +122,7 @@ impl Control {
         let board = Arc::new(Board::new(Snapshot::new(config, None)));
         let mut fleet = new_fleet(&board, &report, causes.clone(), journal)?;
         let ports = open_ports(&board, fleet.lanes())?;
-        fleet.serve_with(kind, &[]).map_err(|e| system("a shard could not start", e))?;
+        fleet.serve_with(kind, &[], false).map_err(|e| system("a shard could not start", e))?;
         announce(&board, wanted, kind, why);
         let bound = ports.iter().map(|p| (p.name.clone(), p.bound)).collect();
         for port in &ports {

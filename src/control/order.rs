@@ -16,7 +16,19 @@ pub enum Order {
         percent: Percent,
     },
     /// Change the data path of new sessions.
-    DataPath(DataPath),
+    DataPath {
+        /// To this one.
+        path: DataPath,
+        /// Whether the live sessions go along; `None`: as the config says.
+        live: Option<bool>,
+    },
+    /// Carry one live session to another shard.
+    Move {
+        /// Its id.
+        session: u64,
+        /// The shard's number.
+        shard: usize,
+    },
 }
 
 /// What became of an order.

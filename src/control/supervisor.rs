@@ -126,9 +126,20 @@ impl Supervisor {
         match order {
             Order::Reload => self.reload(),
             Order::Canary { listener, percent } => self.set_canary(&listener, percent),
-            Order::DataPath(path) => self
-                .set_path(path)
-                .map_or_else(|why| Answer::Refused(vec![why]), |what| self.done(what)),
+            Order::DataPath { path, live } => {
+                let carry = self.board.snapshot.load().config.carry_sessions;
+                match self.set_path(path, live.unwrap_or(carry)) {
+                    Ok(what) => self.done(what),
+                    Err(why) => Answer::Refused(vec![why]),
+                }
+            }
+            Order::Move { session, shard } => {
+                if self.fleet.move_session(session, shard) {
+                    self.done(format!("session {session} goes to shard {shard}, if it is live"))
+                } else {
+                    Answer::Unknown(format!("there is no shard {shard}"))
+                }
+            }
         }
     }
 
@@ -150,8 +161,8 @@ impl Supervisor {
         self.done(format!("canary of `{listener}`: {before} % -> {percent} %"))
     }
 
-    /// Changes the data path of new sessions.
-    fn set_path(&mut self, wanted: DataPath) -> Result<String, String> {
+    /// Changes the data path of new sessions, and where `carry` says so of the live ones.
+    fn set_path(&mut self, wanted: DataPath, carry: bool) -> Result<String, String> {
         let (kind, why) = pick(wanted, &self.report)?;
         let before = self.fleet.serving();
         if kind != before {
@@ -159,12 +170,13 @@ impl Supervisor {
                 return Err("another change of the data path is under way: try again".to_owned());
             }
             self.fleet
-                .serve_with(kind, &self.ports)
+                .serve_with(kind, &self.ports, carry)
                 .map_err(|e| format!("the {} shards could not start: {e}", kind.label()))?;
             self.board.path_changes.fetch_add(1, Relaxed);
         }
         announce(&self.board, wanted, kind, why);
-        Ok(format!("data path of new sessions: {} -> {}", before.label(), kind.label()))
+        let which = if carry { "all sessions" } else { "new sessions" };
+        Ok(format!("data path of {which}: {} -> {}", before.label(), kind.label()))
     }
 
     fn reload(&mut self) -> Answer {
@@ -209,7 +221,8 @@ impl Supervisor {
         let opened = self.open_new(&config)?;
         let mut what = vec![];
         if let Some(wanted) = data_path {
-            what.push(self.set_path(wanted).map_err(|why| vec![format!("data_path: {why}")])?);
+            let carried = self.set_path(wanted, config.carry_sessions);
+            what.push(carried.map_err(|why| vec![format!("data_path: {why}")])?);
         }
         what.extend(self.change_listeners(&config, opened));
         what.extend(reload::canaries(&before.config, &config));

@@ -7,7 +7,7 @@ use crate::driver::{Driver, Kind, sys};
 use crate::event::Ended;
 use crate::policy::snapshot::Snapshot;
 use crate::shard::mailbox::Mail;
-use crate::shard::placement::Load;
+use crate::shard::placement::{Load, Neighbour};
 use crate::shard::{Flow, Parts, Shard};
 use crate::tally::Tally;
 use arc_swap::ArcSwap;
@@ -82,6 +82,7 @@ fn run<D: Driver>(
         id,
         snapshot: order.snapshot,
         tally: order.tally,
+        home: Neighbour { load: Arc::clone(&order.load), mail: mail.clone() },
         load: order.load,
         orders,
         report: Box::new(move |report| {

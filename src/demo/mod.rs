@@ -192,6 +192,7 @@ fn config(engines: [SocketAddr; 2]) -> Config {
     };
     Config {
         data_path: DataPath::Auto,
+        carry_sessions: true,
         // Flow, engines and shards share the machine here: a pinned shard would wait behind them.
         shards: Shards { count: None, cpus: None, pin: false },
         limits: Limits {

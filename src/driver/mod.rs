@@ -1,7 +1,7 @@
 //! The kernel: all I/O and all `unsafe` of Ringway, behind one contract with three drivers.
 //!
 //! [`uring`] and [`epoll`] speak to the kernel, [`sim`] to a seeded network that lies, delays and breaks within the
-//! rules. [`contract`] is this page as tests, run on each. Session logic is generic over [`Driver`] and is written
+//! rules. `contract` is this page as tests, run on each. Session logic is generic over [`Driver`] and is written
 //! once.
 //!
 //! ## The rules
@@ -324,11 +324,21 @@ pub trait Driver {
     /// Stops accepting; the last [`Completion::Accepted`] follows, with [`Errno::CANCELED`] or a client.
     fn stop_accepting(&mut self, listener: ListenerId);
 
-    /// A new socket towards `address`, non-blocking and close-on-exec, with `tcp`'s options.
+    /// A new socket towards `address`, non-blocking and close-on-exec, with `tcp`'s options, but for those that find a
+    /// vanished end: see [`guard`](Self::guard).
     ///
     /// # Errors
     /// What socket(2) or setsockopt(2) says; descriptors may have run out.
     fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno>;
+
+    /// Sets the options that find a vanished end, on a socket of [`socket`](Self::socket) whose session has outlived
+    /// its first second. A driver without a kernel has nothing to set.
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    fn guard(&mut self, _socket: &Socket, _tcp: &Tcp) -> Result<(), Errno> {
+        Ok(())
+    }
 
     /// Tells the driver that `socket` is `side` of the session `key`, before anything else is asked of it.
     ///

@@ -125,6 +125,11 @@ impl Pool {
         self.free.push(buffer.0);
     }
 
+    /// Whether somebody has this buffer: a session, or the kernel.
+    pub(in crate::driver) fn is_out(&self, buffer: BufferId) -> bool {
+        self.meta.get(usize::from(buffer.0)).is_some_and(|meta| meta.out)
+    }
+
     /// How many bytes an owned buffer holds.
     #[must_use]
     pub fn filled(&self, buffer: BufferId) -> u32 {

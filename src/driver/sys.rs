@@ -108,13 +108,13 @@ pub fn now() -> Time {
     Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
 }
 
-/// A non-blocking TCP socket towards `address`, with `tcp`'s options.
+/// A non-blocking TCP socket towards `address`, with those of `tcp`'s options that matter from the first byte.
 pub(in crate::driver) fn socket(address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
     // SAFETY: takes and returns numbers.
     let fd = check(unsafe { libc::socket(family, kind, 0) })?;
-    match set_all(fd, tcp) {
+    match set_first(fd, tcp) {
         Ok(()) => Ok(Socket(fd)),
         Err(e) => {
             close(fd);
@@ -132,18 +132,17 @@ pub fn set_options(listening: &impl AsRawFd, tcp: &Tcp) -> Result<(), Errno> {
 }
 
 fn set_all(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
+    set_first(fd, tcp)?;
+    guard(fd, tcp)
+}
+
+/// The options that matter from the first byte.
+fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
     if tcp.nodelay {
         set(fd, ip, libc::TCP_NODELAY, 1)?;
     }
-    if let Some(Keepalive { idle_s, interval_s, probes }) = tcp.keepalive {
-        set(fd, socket, libc::SO_KEEPALIVE, 1)?;
-        set(fd, ip, libc::TCP_KEEPIDLE, idle_s)?;
-        set(fd, ip, libc::TCP_KEEPINTVL, interval_s)?;
-        set(fd, ip, libc::TCP_KEEPCNT, probes)?;
-    }
     let optional = [
-        (ip, libc::TCP_USER_TIMEOUT, tcp.user_timeout_ms),
         (socket, libc::SO_SNDBUF, tcp.send_buffer_bytes),
         (socket, libc::SO_RCVBUF, tcp.receive_buffer_bytes),
         (ip, libc::TCP_NOTSENT_LOWAT, tcp.notsent_lowat_bytes),
@@ -155,6 +154,18 @@ fn set_all(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     }
     let Some(congestion) = &tcp.congestion else { return Ok(()) };
     set_bytes(fd, ip, libc::TCP_CONGESTION, congestion.as_bytes())
+}
+
+/// The options that find a vanished end: five calls, which a short session has no use for.
+pub(in crate::driver) fn guard(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
+    let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
+    if let Some(Keepalive { idle_s, interval_s, probes }) = tcp.keepalive {
+        set(fd, socket, libc::SO_KEEPALIVE, 1)?;
+        set(fd, ip, libc::TCP_KEEPIDLE, idle_s)?;
+        set(fd, ip, libc::TCP_KEEPINTVL, interval_s)?;
+        set(fd, ip, libc::TCP_KEEPCNT, probes)?;
+    }
+    tcp.user_timeout_ms.map_or(Ok(()), |ms| set(fd, ip, libc::TCP_USER_TIMEOUT, ms))
 }
 
 fn set(fd: i32, level: i32, name: i32, value: u32) -> Result<(), Errno> {

@@ -2,19 +2,20 @@
 //!
 //! A session is [opening] while it looks for a backend: straight-line async code that asks one question at a time and
 //! is gone when it has its answer. Then it [relays](relay): two [`Dir`]s moved by completions, no future, nothing on
-//! the heap. Then it is ending: told to both ends, it waits until nothing is in flight, and only then are its sockets
-//! closed.
+//! the heap. It can be brought to rest and [carried](parcel) to another driver, shard or process. Then it is ending:
+//! told to both ends, it waits until nothing is in flight, and only then are its sockets closed.
 //!
 //! A session never waits for itself: the shard hands it completions and deadlines and looks afterwards whether it
-//! [is at rest](Session::at_rest).
+//! [is at rest](Session::rest).
 
 #![forbid(unsafe_code)]
 
 pub mod opening;
+pub mod parcel;
 pub mod relay;
 pub mod routes;
 
-use crate::config::{Hop, Listener, OnBackendFail};
+use crate::config::{Hop, Listener, OnBackendFail, limits};
 use crate::driver::{Completion, Driver, Errno, Interest, Key, Op, Side, Socket};
 use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::{BackendIndex, Snapshot};
@@ -67,6 +68,8 @@ pub struct Session {
     hop: Hop,
     /// True exactly while a poll of the client's socket is in flight.
     watching: bool,
+    /// The backend's socket has the options that find a vanished end.
+    guarded: bool,
     /// Its deadline may have come nearer: the shard looks, and clears this.
     pub retime: bool,
 }
@@ -77,8 +80,21 @@ enum Stage {
     Opening(Box<Opening>),
     /// Bytes move.
     Relaying,
+    /// It comes to rest, to be carried elsewhere: what is in flight is finished or cut short, and nothing new begins.
+    Settling { since: Time },
     /// Both ends were told; what is in flight is waited for.
     Ending { why: EndReason, since: Time },
+}
+
+/// Whether a session is at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Something is in flight, or it has no reason to rest.
+    None,
+    /// It has ended: it can be [buried](Session::bury).
+    Ended,
+    /// It is to be carried elsewhere: it can be [packed](Session::pack).
+    Settled,
 }
 
 /// What a session is born with.
@@ -96,19 +112,31 @@ pub struct Birth {
 impl Session {
     /// A session that begins to look for its backend.
     pub fn begin<D: Driver>(step: &mut Step<'_, D>, birth: Birth) -> Self {
+        let (arm, pool) = birth.snapshot.assign(usize::from(birth.listener));
+        let attached = step.driver.attach(step.key, Side::Client, &birth.client);
+        let logged = birth.snapshot.config.log.session_every > 0;
+        let address = logged.then(|| step.driver.client_address(&birth.client).ok().map(Box::new));
+        let mut session = Self::unborn(step, birth, arm);
+        session.client = address.flatten();
+        session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
+        match attached {
+            Ok(()) => session.go_on_opening(step, None),
+            Err(_) => session.end(step, EndReason::NoDescriptors),
+        }
+        session
+    }
+
+    /// A session of which nothing is known yet but its birth.
+    fn unborn<D: Driver>(step: &Step<'_, D>, birth: Birth, arm: Arm) -> Self {
         let Birth { client, snapshot, listener, id } = birth;
-        let (arm, pool) = snapshot.assign(usize::from(listener));
-        let attached = step.driver.attach(step.key, Side::Client, &client);
-        let logged = snapshot.config.log.session_every > 0;
-        let address = logged.then(|| step.driver.client_address(&client).ok().map(Box::new));
         let hop = snapshot.config.listeners[usize::from(listener)].hop;
-        let mut session = Self {
+        Self {
             ends: [Some(client), None],
             dirs: [Dir::default(), Dir::default()],
-            stage: Stage::Opening(Box::new(Opening::new(Arc::clone(&snapshot), pool))),
+            stage: Stage::Relaying,
             snapshot,
             route: None,
-            client: address.flatten(),
+            client: None,
             id,
             accepted: step.now,
             moved: step.now,
@@ -119,13 +147,9 @@ impl Session {
             arm,
             hop: relay::shape(hop, step.driver.counts_credit()),
             watching: false,
+            guarded: false,
             retime: true,
-        };
-        match attached {
-            Ok(()) => session.go_on_opening(step, None),
-            Err(_) => session.end(step, EndReason::NoDescriptors),
         }
-        session
     }
 
     /// Takes a completion that names this session.
@@ -147,13 +171,13 @@ impl Session {
         let timeouts = &self.listener().timeouts;
         match &self.stage {
             Stage::Opening(opening) => Some(opening.deadline(timeouts.connect_ms)),
-            Stage::Ending { since, .. } => {
-                Some(since.plus_ms(crate::config::limits::ENDING_MS_MAX))
-            }
+            Stage::Settling { since } => Some(since.plus_ms(limits::SETTLE_MS_MAX)),
+            Stage::Ending { since, .. } => Some(since.plus_ms(limits::ENDING_MS_MAX)),
             Stage::Relaying => {
                 let after = |from: Time, ms: Option<u32>| ms.map(|ms| from.plus_ms(u64::from(ms)));
                 let half = timeouts.half_closed_ms.filter(|_| self.is_half_closed());
                 [
+                    after(self.accepted, (!self.guarded).then_some(limits::GUARD_AFTER_MS)),
                     after(self.moved, timeouts.idle_ms),
                     after(self.moved, half),
                     after(self.accepted, timeouts.age_ms),
@@ -173,6 +197,9 @@ impl Session {
         match &mut self.stage {
             Stage::Opening(opening) => {
                 let timeouts = &self.snapshot.config.listeners[usize::from(self.listener)].timeouts;
+                if let Some((why, _)) = opening.refused {
+                    return self.end(step, why);
+                }
                 if opening.connect_is_due(step.now, timeouts.connect_ms) {
                     opening.gave_up = true;
                     step.driver.cancel(step.key, Op::Connect);
@@ -183,10 +210,12 @@ impl Session {
                 }
                 self.retime = true;
             }
+            Stage::Relaying if !self.guarded => self.guard(step),
             Stage::Relaying => {
                 let why = self.why_due(step.now);
                 self.end(step, why);
             }
+            Stage::Settling { .. } => self.unsettle(step),
             Stage::Ending { since, .. } => {
                 *since = step.now;
                 self.retime = true;
@@ -205,7 +234,7 @@ impl Session {
                     return;
                 }
                 Stage::Opening(opening) => Some(opening),
-                Stage::Relaying => None,
+                Stage::Relaying | Stage::Settling { .. } => None,
             };
         self.retime = true;
         if let Some(opening) = opening {
@@ -220,12 +249,28 @@ impl Session {
         }
     }
 
-    /// Whether it has ended and nothing of it is in flight: it can be [buried](Self::bury).
+    /// Whether nothing of it is in flight, and what that means for it.
     #[must_use]
-    pub fn at_rest(&self) -> bool {
-        matches!(self.stage, Stage::Ending { .. })
-            && !self.watching
-            && self.dirs.iter().all(Dir::at_rest)
+    pub fn rest(&self) -> Rest {
+        let rest = match self.stage {
+            Stage::Opening(_) | Stage::Relaying => return Rest::None,
+            Stage::Settling { .. } => Rest::Settled,
+            Stage::Ending { .. } => Rest::Ended,
+        };
+        let in_flight = self.watching || !self.dirs.iter().all(Dir::at_rest);
+        if in_flight { Rest::None } else { rest }
+    }
+
+    /// Whether it comes to rest, to be carried elsewhere.
+    #[must_use]
+    pub const fn is_settling(&self) -> bool {
+        matches!(self.stage, Stage::Settling { .. })
+    }
+
+    /// Unique in the process.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
     }
 
     /// Closes its sockets and counts it. The journal's record of it, where sessions are logged.
@@ -294,6 +339,16 @@ impl Session {
         &self.snapshot.config.listeners[usize::from(self.listener)]
     }
 
+    /// Sets the options of the backend's socket that a short session has no use for.
+    fn guard<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        self.guarded = true;
+        self.retime = true;
+        if let Some(backend) = &self.ends[Side::Backend as usize] {
+            // It fails where the connection is gone, which a receive is about to say.
+            let _ = step.driver.guard(backend, &self.listener().tcp);
+        }
+    }
+
     /// Which of the relay's limits has run out.
     fn why_due(&self, now: Time) -> EndReason {
         let timeouts = &self.listener().timeouts;
@@ -319,7 +374,12 @@ impl Session {
                     Err(e) => reply = Some(Reply::Failed(e)),
                 },
                 Question::Opened => return self.relay(step),
-                Question::Failed(why) => return self.end(step, why),
+                Question::Failed(why) => {
+                    let at = self.accepted.plus_ms(limits::REFUSE_AFTER_MS);
+                    opening.refused = Some((why, at));
+                    self.retime = true;
+                    return;
+                }
             }
         }
     }

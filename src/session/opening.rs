@@ -49,6 +49,8 @@ pub struct Opening {
     pub gave_up: bool,
     /// The client is being watched for leaving, or was.
     pub watched: bool,
+    /// No backend could be reached, and the client is told at this moment.
+    pub refused: Option<(EndReason, Time)>,
 }
 
 /// Where question and reply are put down.
@@ -73,6 +75,7 @@ impl Opening {
             connecting: false,
             gave_up: false,
             watched: false,
+            refused: None,
         }
     }
 
@@ -105,6 +108,9 @@ impl Opening {
     /// When it wants to be looked at: when the client is to be watched, then when the attempt has had its time.
     #[must_use]
     pub fn deadline(&self, connect_ms: u32) -> Time {
+        if let Some((_, at)) = self.refused {
+            return at;
+        }
         let connect = self.began.plus_ms(u64::from(connect_ms));
         match (self.gave_up, self.watched) {
             // The cancelled connect has a second to say so; then it is asked again.

@@ -35,7 +35,7 @@ pub struct Dir {
     /// It waits for a buffer, in the shard's queue of such.
     starved: bool,
     /// The source has finished.
-    eof: bool,
+    pub(super) eof: bool,
     /// The destination was told so.
     pub(super) finished: bool,
 }
@@ -65,14 +65,39 @@ impl Dir {
         }
     }
 
-    /// Removes the first buffer, gives it back, and returns how many bytes it held.
-    fn pop(&mut self, pool: &mut Pool) -> u32 {
-        let Some((first, last)) = self.queue else { return 0 };
-        let filled = pool.filled(first);
+    /// Removes the first `n` bytes of the first buffer, and the buffer where those are all.
+    fn took(&mut self, pool: &mut Pool, n: u32) {
+        let Some((first, last)) = self.queue else { return };
+        self.queued -= n;
+        if n < pool.filled(first) {
+            return pool.consume(first, n);
+        }
         self.queue = if first == last { None } else { pool.next(first).map(|next| (next, last)) };
-        self.queued -= filled;
         pool.give_back(first);
-        filled
+    }
+
+    /// Gives the whole queue back and returns its bytes.
+    pub(super) fn empty(&mut self, pool: &mut Pool) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.queued as usize);
+        while let Some((first, _)) = self.queue {
+            bytes.extend_from_slice(pool.bytes(first));
+            self.took(pool, pool.filled(first));
+        }
+        bytes
+    }
+
+    /// Fills an empty queue. Whether the pool had buffers enough; where not, nothing is queued.
+    pub(super) fn refill(&mut self, pool: &mut Pool, mut bytes: &[u8]) -> bool {
+        if bytes.len().div_ceil(pool.buffer_bytes() as usize) > pool.free() {
+            return false;
+        }
+        while !bytes.is_empty() {
+            let Some(buffer) = pool.take() else { return false };
+            let n = pool.fill(buffer, bytes);
+            bytes = &bytes[n..];
+            self.push(pool, buffer);
+        }
+        true
     }
 }
 
@@ -86,6 +111,10 @@ pub(super) const fn shape(wanted: Hop, counts_credit: bool) -> Hop {
 }
 
 impl Session {
+    pub(super) const fn is_relaying(&self) -> bool {
+        matches!(self.stage, Stage::Relaying)
+    }
+
     pub(super) fn is_half_closed(&self) -> bool {
         self.dirs.iter().any(|dir| dir.eof)
     }
@@ -99,7 +128,7 @@ impl Session {
         more: bool,
     ) {
         self.dirs[side as usize].armed = more;
-        if !matches!(self.stage, Stage::Relaying) {
+        if matches!(self.stage, Stage::Ending { .. } | Stage::Opening(_)) {
             if let Received::Bytes(buffer) = what {
                 step.driver.pool().give_back(buffer);
             }
@@ -113,12 +142,12 @@ impl Session {
                 self.retime = true;
                 self.finish_if_drained(step, side);
             }
-            Received::Failed(Errno::NO_BUFFERS) => {
+            Received::Failed(Errno::NO_BUFFERS) if self.is_relaying() => {
                 self.dirs[side as usize].starved = true;
                 step.starved.push_back((step.key, side));
             }
-            // Of a linked pair: the send says why.
-            Received::Failed(Errno::CANCELED) => {}
+            // Of a linked pair whose send says why; of a move, or of one that was given up.
+            Received::Failed(Errno::NO_BUFFERS | Errno::CANCELED) => self.arm(step, side),
             Received::Failed(e) => self.failed(step, side, e),
         }
     }
@@ -133,24 +162,27 @@ impl Session {
         let source = side.other();
         let dir = &mut self.dirs[source as usize];
         dir.sending = false;
-        let whole = dir.pop(step.driver.pool());
         let taken = result.unwrap_or(0);
         dir.bytes += u64::from(taken);
         if let Some(route) = &self.route {
             let bytes = if side == Side::Backend { &route.up_bytes } else { &route.down_bytes };
             bytes.add(u64::from(taken));
         }
-        if !matches!(self.stage, Stage::Relaying) {
-            return;
+        if matches!(self.stage, Stage::Ending { .. }) {
+            return drop(dir.empty(step.driver.pool()));
         }
+        // Fewer bytes than all: the send was cancelled, or the connection is broken, which the next one will say.
+        dir.took(step.driver.pool(), taken);
         match result {
-            Ok(n) if n == whole => {}
-            Ok(_) => return self.failed(step, side, Errno::RESET),
+            Ok(_) | Err(Errno::CANCELED) => {}
             Err(e) => return self.failed(step, side, e),
         }
         self.moved = step.now;
         if side == Side::Backend && self.asked.is_none() {
             self.asked = Some(step.now);
+        }
+        if !self.is_relaying() {
+            return self.settle_rest(step);
         }
         self.send_next(step, source);
         self.finish_if_drained(step, source);
@@ -160,7 +192,7 @@ impl Session {
     /// Arms a receive from `side` again that found no buffer. Whether it still wanted to.
     pub fn feed<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) -> bool {
         let was = std::mem::take(&mut self.dirs[side as usize].starved);
-        if was && matches!(self.stage, Stage::Relaying) {
+        if was {
             self.arm(step, side);
         }
         was
@@ -218,6 +250,9 @@ impl Session {
         }
         let dir = &mut self.dirs[side as usize];
         dir.push(step.driver.pool(), buffer);
+        if !matches!(self.stage, Stage::Relaying) {
+            return;
+        }
         let ends = (&self.ends[side as usize], &self.ends[side.other() as usize]);
         if let (Hop::Linked, false, false, (Some(source), Some(to))) =
             (self.hop, dir.armed, dir.sending, ends)
@@ -231,7 +266,7 @@ impl Session {
     }
 
     /// Sends the first buffer of the queue, unless one is being sent.
-    fn send_next<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
+    pub(super) fn send_next<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
         let dir = &mut self.dirs[source as usize];
         let (false, Some((first, _))) = (dir.sending, dir.queue) else { return };
         let Some(to) = &self.ends[source.other() as usize] else { return };
@@ -240,18 +275,20 @@ impl Session {
     }
 
     /// Tells the destination that the source has finished, once it has all the bytes.
-    fn finish_if_drained<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
+    pub(super) fn finish_if_drained<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
         let dir = &mut self.dirs[source as usize];
-        if !dir.eof || dir.finished || dir.sending || !dir.is_empty() {
+        let relaying = matches!(self.stage, Stage::Relaying);
+        if !relaying || !dir.eof || dir.finished || dir.sending || !dir.is_empty() {
             return;
         }
         dir.finished = true;
+        if self.dirs.iter().all(|dir| dir.finished) {
+            // Closing the sockets tells the destination: nothing of it is unread.
+            return self.end(step, EndReason::Finished);
+        }
         let Some(to) = &self.ends[source.other() as usize] else { return };
         if let Err(e) = step.driver.finish(to) {
-            return self.failed(step, source.other(), e);
-        }
-        if self.dirs.iter().all(|dir| dir.finished) {
-            self.end(step, EndReason::Finished);
+            self.failed(step, source.other(), e);
         }
     }
 

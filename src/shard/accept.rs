@@ -6,7 +6,7 @@ use super::placement;
 use crate::config::{Name, limits};
 use crate::driver::{Driver, Errno, ListenerId, Socket};
 use crate::policy::snapshot::Snapshot;
-use crate::session::{Birth, Session, Step};
+use crate::session::{Birth, Session};
 use crate::time::Time;
 use std::sync::Arc;
 
@@ -154,16 +154,9 @@ impl<D: Driver> Shard<D> {
         let id = self.next_id;
         self.next_id += 1;
         self.parts.tally.shard.sessions.add(1);
-        let mut step = Step {
-            key,
-            now: self.now,
-            driver: &mut self.driver,
-            tally: &self.parts.tally.shard,
-            routes: &mut self.routes,
-            starved: &mut self.starved,
-        };
         let listener = u16::try_from(at).expect("a config has at most 256 listeners");
-        let session = Session::begin(&mut step, Birth { client, snapshot, listener, id });
+        let session =
+            Session::begin(&mut self.step_of(key), Birth { client, snapshot, listener, id });
         self.sessions.put(key, session);
         self.with_session(key, |_, _| {});
     }

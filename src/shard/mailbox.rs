@@ -29,6 +29,17 @@ pub enum Order {
     },
     /// Placement may hand clients to these shards.
     Neighbours(std::sync::Arc<[super::placement::Neighbour]>),
+    /// Carry all sessions to this shard, those that are still opening when they are open; `None`: no more of that.
+    Evict(Option<super::placement::Neighbour>),
+    /// Carry one session to this shard, if it is here.
+    Move {
+        /// Its id.
+        session: u64,
+        /// Where it goes.
+        to: super::placement::Neighbour,
+    },
+    /// Take over a session, or send it back to its home where there is no room for it.
+    Attach(Box<crate::session::parcel::Parcel>, Option<super::placement::Neighbour>),
     /// End all sessions for this reason.
     EndAll(EndReason),
     /// Report when no session is left, and be gone.

@@ -8,6 +8,7 @@
 
 pub mod accept;
 pub mod mailbox;
+mod moves;
 pub mod placement;
 pub mod table;
 pub mod timers;
@@ -17,12 +18,13 @@ use crate::driver::{Completion, Counters, Driver, Key, Side};
 use crate::event::{EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
 use crate::session::routes::Routes;
-use crate::session::{Session, Step};
+use crate::session::{Rest, Session, Step};
 use crate::tally::Tally;
 use crate::time::Time;
 use accept::Gate;
 use arc_swap::ArcSwap;
 use mailbox::{Order, Report};
+use moves::Moves;
 use placement::{Load, Neighbour};
 use std::collections::VecDeque;
 use std::io;
@@ -40,6 +42,8 @@ pub struct Parts {
     pub tally: Arc<Tally>,
     /// Its sessions, as placement counts them.
     pub load: Arc<Load>,
+    /// Itself, as others send to it.
+    pub home: Neighbour,
     /// Its mailbox.
     pub orders: mpsc::Receiver<Order>,
     /// Where it reports to. Called on its thread; must not wait.
@@ -56,6 +60,7 @@ pub struct Shard<D> {
     sessions: Table,
     timers: Timers,
     gates: Vec<Gate>,
+    moves: Moves,
     neighbours: Arc<[Neighbour]>,
     starved: VecDeque<(Key, Side)>,
     now: Time,
@@ -84,6 +89,7 @@ impl<D: Driver> Shard<D> {
             sessions: Table::default(),
             timers: Timers::new(now),
             gates: Vec::new(),
+            moves: Moves::default(),
             neighbours: Arc::from([]),
             starved: VecDeque::new(),
             now,
@@ -110,6 +116,7 @@ impl<D: Driver> Shard<D> {
         }
         self.feed_starved();
         self.fire_timers();
+        self.keep_moving();
         if self.now >= self.upkeep_at {
             self.keep_up();
         }
@@ -125,15 +132,7 @@ impl<D: Driver> Shard<D> {
     pub fn abandon(&mut self) {
         for key in self.sessions.keys() {
             let Some(mut session) = self.sessions.take(key) else { continue };
-            let mut step = Step {
-                key,
-                now: self.now,
-                driver: &mut self.driver,
-                tally: &self.parts.tally.shard,
-                routes: &mut self.routes,
-                starved: &mut self.starved,
-            };
-            let ended = session.abandon(&mut step);
+            let ended = session.abandon(&mut self.step_of(key));
             self.account(&session, ended);
         }
     }
@@ -196,12 +195,16 @@ impl<D: Driver> Shard<D> {
             starved: &mut self.starved,
         };
         act(session, &mut step);
-        if session.at_rest() {
-            self.bury(key);
-        } else if std::mem::take(&mut session.retime) {
-            match session.deadline() {
-                Some(at) => self.timers.set(key.slot, at),
-                None => self.timers.clear(key.slot),
+        match session.rest() {
+            Rest::Ended => self.bury(key),
+            Rest::Settled => self.depart(key),
+            Rest::None => {
+                if std::mem::take(&mut session.retime) {
+                    match session.deadline() {
+                        Some(at) => self.timers.set(key.slot, at),
+                        None => self.timers.clear(key.slot),
+                    }
+                }
             }
         }
         true
@@ -210,15 +213,7 @@ impl<D: Driver> Shard<D> {
     fn bury(&mut self, key: Key) {
         let Some(mut session) = self.sessions.take(key) else { return };
         self.timers.clear(key.slot);
-        let mut step = Step {
-            key,
-            now: self.now,
-            driver: &mut self.driver,
-            tally: &self.parts.tally.shard,
-            routes: &mut self.routes,
-            starved: &mut self.starved,
-        };
-        let ended = session.bury(&mut step);
+        let ended = session.bury(&mut self.step_of(key));
         self.account(&session, ended);
     }
 
@@ -265,6 +260,7 @@ impl<D: Driver> Shard<D> {
         shard.buffers.set(pool.count() as u64);
         shard.buffers_free.set(pool.free() as u64);
         self.sessions.trim();
+        self.evict_rest();
     }
 
     fn read_mail(&mut self) {
@@ -274,6 +270,9 @@ impl<D: Driver> Shard<D> {
                 Order::Release(listener) => self.release(listener),
                 Order::Adopt { client, name } => self.adopt(client, &name),
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
+                Order::Evict(to) => self.evict(to),
+                Order::Move { session, to } => self.move_one(session, to),
+                Order::Attach(parcel, home) => self.attach(parcel, home),
                 Order::EndAll(why) => self.end_all(why),
                 Order::Leave => self.leaving = true,
             }

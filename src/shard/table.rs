@@ -35,6 +35,13 @@ impl Table {
         Some(Key { slot, generation: self.generations[slot as usize] })
     }
 
+    /// Gives a reserved slot back that was not filled. Its generation is used up: something may still name it.
+    pub fn unreserve(&mut self, key: Key) {
+        let generation = &mut self.generations[key.slot as usize];
+        *generation = (*generation + 1) & 0xff_ffff;
+        self.free.push(key.slot);
+    }
+
     /// Fills a reserved slot.
     pub fn put(&mut self, key: Key, session: Session) {
         let (page, at) = place(key.slot);

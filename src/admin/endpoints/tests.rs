@@ -73,7 +73,15 @@ fn orders_reach_control_and_its_answer_comes_back() {
     }
 
     assert_eq!(admin.ask("PUT /api/v1/datapath", "", r#"{"path": "epoll"}"#).status, 200);
-    assert_eq!(told.recv().unwrap(), Order::DataPath(DataPath::Epoll));
+    let path = DataPath::Epoll;
+    assert_eq!(told.recv().unwrap(), Order::DataPath { path, live: None });
+    let live = r#"{"path": "epoll", "live": true}"#;
+    assert_eq!(admin.ask("PUT /api/v1/datapath", "", live).status, 200);
+    assert_eq!(told.recv().unwrap(), Order::DataPath { path, live: Some(true) });
+
+    assert_eq!(admin.ask("POST /api/v1/sessions/17/move", "", r#"{"shard": 1}"#).status, 200);
+    assert_eq!(told.recv().unwrap(), Order::Move { session: 17, shard: 1 });
+    assert_eq!(admin.ask("POST /api/v1/sessions/x/move", "", r#"{"shard": 1}"#).status, 400);
 }
 
 #[test]

@@ -290,6 +290,10 @@ impl Driver for Epoll {
         sys::socket(address, tcp)
     }
 
+    fn guard(&mut self, socket: &Socket, tcp: &Tcp) -> Result<(), Errno> {
+        sys::guard(socket.0, tcp)
+    }
+
     fn attach(&mut self, key: Key, side: Side, socket: &Socket) -> Result<(), Errno> {
         let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
         self.control(libc::EPOLL_CTL_ADD, socket.0, events, watch::encode(key, side))?;
@@ -457,4 +461,19 @@ impl Drop for Epoll {
 
 fn cancelled_receive(key: Key, side: Side) -> Completion {
     Completion::Received { key, side, what: Received::Failed(Errno::CANCELED), more: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::contract::contract_tests;
+    use crate::driver::contract::loopback::{Fresh, Loopback};
+
+    impl Fresh for Epoll {
+        fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
+            Some(Self::new(buffers, buffer_bytes).expect("epoll is everywhere"))
+        }
+    }
+
+    contract_tests!(Loopback<Epoll>);
 }

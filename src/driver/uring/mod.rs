@@ -42,6 +42,8 @@ pub struct Uring {
     /// Addresses of connects that may not have been submitted yet; one for each place in the submission queue.
     addresses: Box<[RawAddress]>,
     address_next: usize,
+    /// Polls for [`Interest::Gone`] that have seen it and are being taken back: their last completion says so.
+    gone: Vec<u64>,
     credit: bool,
     now: Time,
     counters: Counters,
@@ -76,6 +78,7 @@ impl Uring {
             wake_count: Box::new(0),
             addresses,
             address_next: 0,
+            gone: Vec::new(),
             credit,
             now: sys::now(),
             counters: Counters::default(),
@@ -141,8 +144,36 @@ impl Uring {
                 Completion::Received { key, side, what: self.received(number, buffer), more }
             }
             Token::Send(key, side) => Completion::Sent { key, side, result: number },
-            Token::Poll(key, side) => Completion::Polled { key, side, result: number.map(drop) },
+            Token::Poll(key, side) => {
+                let result = self.polled(entry.user_data(), number, more)?;
+                Completion::Polled { key, side, result }
+            }
         })
+    }
+
+    /// The end of a poll. `None`: it goes on.
+    ///
+    /// The kernel adds POLLRDHUP to every poll, so one for [`Interest::Gone`] also hears that the other end has merely
+    /// finished sending. It is therefore a multishot poll, which does not hear the same thing twice, and is cancelled
+    /// when it has heard what it waits for.
+    fn polled(
+        &mut self,
+        token: u64,
+        result: Result<u32, Errno>,
+        more: bool,
+    ) -> Option<Result<(), Errno>> {
+        let known = self.gone.iter().position(|gone| *gone == token);
+        if !more {
+            let seen = known.map(|at| self.gone.swap_remove(at)).is_some();
+            return Some(if seen { Ok(()) } else { result.map(drop) });
+        }
+        let is_gone =
+            result.is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) as u32 != 0);
+        if is_gone && known.is_none() {
+            self.gone.push(token);
+            self.push(opcode::AsyncCancel::new(token).build(), Token::CANCEL);
+        }
+        None
     }
 
     fn received(&mut self, result: Result<u32, Errno>, buffer: Option<BufferId>) -> Received {
@@ -233,6 +264,10 @@ impl Driver for Uring {
         sys::socket(address, tcp)
     }
 
+    fn guard(&mut self, socket: &Socket, tcp: &Tcp) -> Result<(), Errno> {
+        sys::guard(socket.0, tcp)
+    }
+
     fn attach(&mut self, _key: Key, _side: Side, _socket: &Socket) -> Result<(), Errno> {
         Ok(())
     }
@@ -286,7 +321,8 @@ impl Driver for Uring {
             Interest::Writable => libc::POLLOUT,
             Interest::Gone => 0,
         };
-        let entry = opcode::PollAdd::new(Fd(socket.0), events as u32).build();
+        let until_gone = interest == Interest::Gone;
+        let entry = opcode::PollAdd::new(Fd(socket.0), events as u32).multi(until_gone).build();
         self.push(entry, Token::Poll(key, side).encode());
     }
 
@@ -400,4 +436,24 @@ fn build_ring() -> io::Result<IoUring> {
             built => return built,
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::contract::contract_tests;
+    use crate::driver::contract::loopback::{Fresh, Loopback};
+
+    impl Fresh for Uring {
+        fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
+            let credit = true;
+            Self::new(buffers, buffer_bytes, credit).ok()
+        }
+
+        fn published(&self) -> usize {
+            usize::from(self.window.published())
+        }
+    }
+
+    contract_tests!(Loopback<Uring>);
 }

@@ -61,6 +61,12 @@ impl Window {
         self.published -= 1;
     }
 
+    /// How many buffers the kernel may fill.
+    #[cfg(test)]
+    pub(super) const fn published(&self) -> u16 {
+        self.published
+    }
+
     /// A receive found no buffer: the window is too small for what comes in one turn.
     pub(super) fn ran_dry(&mut self) {
         self.size = self.size.saturating_mul(2).min(self.size_max);
