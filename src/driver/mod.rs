@@ -30,6 +30,7 @@ pub mod probe;
 pub mod sim;
 pub mod sys;
 pub mod uring;
+mod wide;
 
 use crate::config::Tcp;
 use crate::time::Time;
@@ -298,6 +299,19 @@ pub struct Counters {
     pub sends_blocked: u64,
 }
 
+/// What a [wide](Driver::carry_wide) step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    /// Bytes the destination took.
+    pub taken: u32,
+    /// First and last of the chained buffers that hold what it did not take; the caller owns them now.
+    pub tail: Option<(BufferId, BufferId)>,
+    /// What of the source is known: `None`, it may have more.
+    pub source: Option<Received>,
+    /// Where the destination is broken.
+    pub failed: Option<Errno>,
+}
+
 /// The contract: see the rules at the top of this page.
 pub trait Driver {
     /// Which one this is.
@@ -371,6 +385,19 @@ pub trait Driver {
 
     /// Waits for readiness of `side`'s socket; [`Completion::Polled`] follows.
     fn arm_poll(&mut self, key: Key, side: Side, socket: &Socket, interest: Interest);
+
+    /// Whether [`carry_wide`](Self::carry_wide) works.
+    fn carries_wide(&self) -> bool {
+        false
+    }
+
+    /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at once,
+    /// by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in this
+    /// direction. Not more is received than the destination is thought to have room for; what it does not take all the
+    /// same comes back as a tail of pool buffers.
+    fn carry_wide(&mut self, _key: Key, _source: Side, _from: &Socket, _to: &Socket) -> Carried {
+        Carried { taken: 0, tail: None, source: None, failed: None }
+    }
 
     /// Makes an operation in flight end soon (rule 6).
     fn cancel(&mut self, key: Key, op: Op);

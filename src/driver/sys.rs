@@ -256,6 +256,22 @@ pub(in crate::driver) fn send(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
     }
 }
 
+/// How many bytes a socket's send buffer is thought to have room for: SO_SNDBUF less what is queued (SIOCOUTQ, tcp(7)).
+pub(in crate::driver) fn send_room(fd: i32) -> usize {
+    let (mut size, mut queued): (libc::c_int, libc::c_int) = (0, 0);
+    #[expect(clippy::cast_possible_truncation, reason = "the size of an int")]
+    let mut len = size_of_val(&size) as libc::socklen_t;
+    // SAFETY: the out-parameters outlive both calls, and both are ints as the kernel expects.
+    let results = unsafe {
+        let value = (&raw mut size).cast();
+        (
+            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_SNDBUF, value, &raw mut len),
+            libc::ioctl(fd, libc::TIOCOUTQ, &raw mut queued),
+        )
+    };
+    if results == (0, 0) { usize::try_from(size - queued).unwrap_or(0) } else { 0 }
+}
+
 /// Sends a FIN behind all bytes sent so far.
 pub(in crate::driver) fn finish(fd: i32) -> Result<(), Errno> {
     // SAFETY: takes and returns numbers.

@@ -160,7 +160,7 @@ impl Session {
             }
             Completion::Sent { side, result, .. } => self.on_sent(step, side, result),
             Completion::Connected { result, .. } => self.on_connected(step, result),
-            Completion::Polled { result, .. } => self.on_polled(step, result),
+            Completion::Polled { side, result, .. } => self.on_polled(step, side, result),
             Completion::Accepted { .. } | Completion::Woken => {}
         }
     }
@@ -434,7 +434,15 @@ impl Session {
         }
     }
 
-    fn on_polled<D: Driver>(&mut self, step: &mut Step<'_, D>, result: Result<(), Errno>) {
+    fn on_polled<D: Driver>(
+        &mut self,
+        step: &mut Step<'_, D>,
+        side: Side,
+        result: Result<(), Errno>,
+    ) {
+        if self.dirs[side as usize].polling {
+            return self.carry(step, side);
+        }
         self.watching = false;
         // While it relays, the receive finds out by itself.
         if result.is_ok() && matches!(self.stage, Stage::Opening(_)) {
@@ -473,6 +481,9 @@ impl Session {
             if self.dirs[side as usize].armed {
                 step.driver.cancel(step.key, Op::Recv(side));
             }
+            if self.dirs[side as usize].polling {
+                step.driver.cancel(step.key, Op::Poll(side));
+            }
         }
     }
 
@@ -487,7 +498,7 @@ impl Session {
                 (dir.armed, Op::Recv(side)),
                 (dir.sending, Op::Send(side.other())),
                 (dir.connecting, Op::Connect),
-                (self.watching && side == Side::Client, Op::Poll(side)),
+                (dir.polling || (self.watching && side == Side::Client), Op::Poll(side)),
             ];
             for (_, op) in in_flight.into_iter().filter(|(is, _)| *is) {
                 step.driver.cancel(step.key, op);

@@ -81,6 +81,9 @@ impl Session {
             if dir.armed {
                 step.driver.cancel(step.key, Op::Recv(side));
             }
+            if dir.polling {
+                step.driver.cancel(step.key, Op::Poll(side));
+            }
         }
         if self.watching {
             step.driver.cancel(step.key, Op::Poll(Side::Client));

@@ -12,10 +12,11 @@
 //! that a queue of small messages does not hold a buffer for each.
 
 use super::{Session, Stage, Step};
-use crate::config::Hop;
+use crate::config::{Hop, limits};
 use crate::driver::pool::{BufferId, Pool};
-use crate::driver::{self, Driver, Errno, Received, Side};
+use crate::driver::{self, Driver, Errno, Interest, Received, Side};
 use crate::event::EndReason;
+use crate::time::Time;
 
 /// One direction of a session: the bytes of one side on their way to the other.
 #[derive(Debug, Default)]
@@ -32,6 +33,12 @@ pub struct Dir {
     pub(super) sending: bool,
     /// True exactly while a connect of this side's socket is in flight though the session is ending.
     pub(super) connecting: bool,
+    /// True exactly while a poll of the source is in flight, to carry what comes in wide steps.
+    pub(super) polling: bool,
+    /// It proved bulky: it is carried in wide steps.
+    wide: bool,
+    /// Receives in a row that prove the opposite of what `wide` says.
+    streak: u8,
     /// It waits for a buffer, in the shard's queue of such.
     starved: bool,
     /// The source has finished.
@@ -43,7 +50,7 @@ pub struct Dir {
 impl Dir {
     /// Whether nothing of it is in flight.
     pub(super) const fn at_rest(&self) -> bool {
-        !self.armed && !self.sending && !self.connecting
+        !self.armed && !self.sending && !self.connecting && !self.polling
     }
 
     /// Whether the destination has taken all that was received.
@@ -74,6 +81,24 @@ impl Dir {
         }
         self.queue = if first == last { None } else { pool.next(first).map(|next| (next, last)) };
         pool.give_back(first);
+    }
+
+    /// Appends a chain of buffers to an empty queue.
+    fn adopt(&mut self, pool: &Pool, first: BufferId, last: BufferId) {
+        debug_assert!(self.is_empty(), "a wide step begins when all before it was taken");
+        self.queue = Some((first, last));
+        let mut next = Some(first);
+        while let Some(buffer) = next {
+            self.queued += pool.filled(buffer);
+            next = if buffer == last { None } else { pool.next(buffer) };
+        }
+    }
+
+    /// Gives the whole queue back.
+    fn discard(&mut self, pool: &mut Pool) {
+        while let Some((first, _)) = self.queue {
+            self.took(pool, pool.filled(first));
+        }
     }
 
     /// Gives the whole queue back and returns its bytes.
@@ -163,23 +188,21 @@ impl Session {
         let dir = &mut self.dirs[source as usize];
         dir.sending = false;
         let taken = result.unwrap_or(0);
-        dir.bytes += u64::from(taken);
-        if let Some(route) = &self.route {
-            let bytes = if side == Side::Backend { &route.up_bytes } else { &route.down_bytes };
-            bytes.add(u64::from(taken));
-        }
         if matches!(self.stage, Stage::Ending { .. }) {
-            return drop(dir.empty(step.driver.pool()));
+            dir.bytes += u64::from(taken);
+            dir.discard(step.driver.pool());
+            if let Some(route) = &self.route {
+                let bytes = if side == Side::Backend { &route.up_bytes } else { &route.down_bytes };
+                bytes.add(u64::from(taken));
+            }
+            return;
         }
         // Fewer bytes than all: the send was cancelled, or the connection is broken, which the next one will say.
         dir.took(step.driver.pool(), taken);
+        self.note_taken(step.now, source, taken);
         match result {
             Ok(_) | Err(Errno::CANCELED) => {}
             Err(e) => return self.failed(step, side, e),
-        }
-        self.moved = step.now;
-        if side == Side::Backend && self.asked.is_none() {
-            self.asked = Some(step.now);
         }
         if !self.is_relaying() {
             return self.settle_rest(step);
@@ -201,10 +224,18 @@ impl Session {
     /// Arms a receive from `side` if there is room for what it may bring: the one place where this is decided.
     pub(super) fn arm<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
         let dir = &mut self.dirs[side as usize];
-        if dir.armed || dir.eof || dir.starved || !matches!(self.stage, Stage::Relaying) {
+        let in_flight = dir.armed || dir.polling || dir.starved;
+        if in_flight || dir.eof || !matches!(self.stage, Stage::Relaying) {
             return;
         }
         let Some(socket) = &self.ends[side as usize] else { return };
+        if dir.wide {
+            if dir.is_empty() {
+                dir.polling = true;
+                step.driver.arm_poll(step.key, side, socket, Interest::Readable);
+            }
+            return;
+        }
         let high_water = self.snapshot.config.limits.high_water_bytes;
         let pool = step.driver.pool();
         let (low, buffer_bytes) = (pool.is_low(), pool.buffer_bytes());
@@ -220,6 +251,42 @@ impl Session {
         };
         dir.armed = true;
         step.driver.arm_recv(step.key, side, socket, arm);
+    }
+
+    /// Carries a wide step: the source has something.
+    pub(super) fn carry<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
+        let dir = &mut self.dirs[source as usize];
+        dir.polling = false;
+        if !matches!(self.stage, Stage::Relaying) {
+            return;
+        }
+        let (Some(from), Some(to)) =
+            (&self.ends[source as usize], &self.ends[source.other() as usize])
+        else {
+            return;
+        };
+        let carried = step.driver.carry_wide(step.key, source, from, to);
+        if let Some((first, last)) = carried.tail {
+            dir.adopt(step.driver.pool(), first, last);
+        }
+        let moved = carried.taken + dir.queued;
+        let small = moved < step.driver.pool().buffer_bytes();
+        dir.streak = if small { dir.streak + 1 } else { 0 };
+        if dir.streak >= limits::WIDE_UNTIL {
+            (dir.wide, dir.streak) = (false, 0);
+        }
+        if moved > 0 {
+            self.note_arrival(step.now, source);
+        }
+        self.note_taken(step.now, source, carried.taken);
+        if let Some(e) = carried.failed {
+            return self.failed(step, source.other(), e);
+        }
+        self.send_next(step, source);
+        match carried.source {
+            Some(what) => self.on_received(step, source, what, false),
+            None => self.arm(step, source),
+        }
     }
 
     /// Gives back what will not be sent. A buffer that is being sent stays until its completion.
@@ -241,21 +308,25 @@ impl Session {
 
     /// Passes received bytes on.
     fn forward<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, buffer: BufferId) {
-        self.moved = step.now;
-        if side == Side::Backend
-            && let Some(asked) = self.asked.take()
-            && let Some(route) = &self.route
-        {
-            route.turn.record(step.now.since_ns(asked));
-        }
+        self.note_arrival(step.now, side);
+        let wide = step.driver.carries_wide() && !self.watching;
         let dir = &mut self.dirs[side as usize];
-        dir.push(step.driver.pool(), buffer);
+        let pool = step.driver.pool();
+        let full = wide && pool.filled(buffer) == pool.buffer_bytes();
+        if !dir.wide {
+            dir.streak = if full { dir.streak + 1 } else { 0 };
+            if dir.streak >= limits::WIDE_AFTER {
+                (dir.wide, dir.streak) = (true, 0);
+            }
+        }
+        dir.push(pool, buffer);
         if !matches!(self.stage, Stage::Relaying) {
             return;
         }
         let ends = (&self.ends[side as usize], &self.ends[side.other() as usize]);
         if let (Hop::Linked, false, false, (Some(source), Some(to))) =
             (self.hop, dir.armed, dir.sending, ends)
+            && !dir.wide
         {
             (dir.sending, dir.armed) = (true, true);
             step.driver.send_then_recv(step.key, side.other(), to, buffer, source);
@@ -263,6 +334,30 @@ impl Session {
         }
         self.send_next(step, side);
         self.arm(step, side);
+    }
+
+    /// Bytes came from `source`.
+    fn note_arrival(&mut self, now: Time, source: Side) {
+        self.moved = now;
+        if source == Side::Backend
+            && let Some(asked) = self.asked.take()
+            && let Some(route) = &self.route
+        {
+            route.turn.record(now.since_ns(asked));
+        }
+    }
+
+    /// The other side took bytes of `source`.
+    fn note_taken(&mut self, now: Time, source: Side, taken: u32) {
+        self.dirs[source as usize].bytes += u64::from(taken);
+        if let Some(route) = &self.route {
+            let bytes = if source == Side::Client { &route.up_bytes } else { &route.down_bytes };
+            bytes.add(u64::from(taken));
+        }
+        self.moved = now;
+        if source == Side::Client && taken > 0 && self.asked.is_none() {
+            self.asked = Some(now);
+        }
     }
 
     /// Sends the first buffer of the queue, unless one is being sent.

@@ -8,9 +8,10 @@ mod watch;
 
 use super::pool::{BufferId, Pool};
 use super::sys::{self, EventFd};
+use super::wide::Wide;
 use super::{
-    Arm, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op, Received, Side,
-    Socket, Waker,
+    Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
+    Received, Side, Socket, Waker,
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
@@ -27,10 +28,13 @@ pub struct Epoll {
     wake: Arc<EventFd>,
     events: Vec<libc::epoll_event>,
     pool: Pool,
+    wide: Wide,
     watches: Vec<[Watch; 2]>,
     listeners: Vec<(ListenerId, i32)>,
     /// Sides that may be able to go on, each at most once.
     ready: VecDeque<(u32, Side)>,
+    /// How many of them are visited before the kernel is asked again: a side that could go on for ever waits like all.
+    visits: usize,
     /// Listeners with clients waiting.
     knocking: VecDeque<ListenerId>,
     /// Completions that need no kernel any more.
@@ -60,9 +64,11 @@ impl Epoll {
             wake: Arc::new(wake),
             events: vec![libc::epoll_event { events: 0, u64: 0 }; limits::EPOLL_EVENTS_PER_TURN],
             pool: Pool::new(buffers, buffer_bytes)?,
+            wide: Wide::default(),
             watches: Vec::new(),
             listeners: Vec::new(),
             ready: VecDeque::new(),
+            visits: 0,
             knocking: VecDeque::new(),
             done: VecDeque::new(),
             now: sys::now(),
@@ -359,6 +365,17 @@ impl Driver for Epoll {
         self.visit_later(key.slot, side);
     }
 
+    fn carries_wide(&self) -> bool {
+        true
+    }
+
+    fn carry_wide(&mut self, key: Key, source: Side, from: &Socket, to: &Socket) -> Carried {
+        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool);
+        let watch = self.watch(key, source);
+        watch.readable = !seen.dry || watch.ended;
+        carried
+    }
+
     fn cancel(&mut self, key: Key, op: Op) {
         let cancelled = match op {
             Op::Connect => {
@@ -412,6 +429,7 @@ impl Driver for Epoll {
         let n = unsafe { libc::epoll_wait(self.poller, self.events.as_mut_ptr(), room, sleep_ms) };
         self.now = sys::now();
         self.counters.enters += 1;
+        self.visits = self.ready.len();
         let Ok(n) = usize::try_from(n) else {
             let e = io::Error::last_os_error();
             return if e.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(e) };
@@ -432,6 +450,7 @@ impl Driver for Epoll {
                 self.heard(data, events);
             }
         }
+        self.visits = self.ready.len();
         Ok(())
     }
 
@@ -440,7 +459,9 @@ impl Driver for Epoll {
             if let Some(done) = self.done.pop_front() {
                 return Some(done);
             }
-            let completion = if let Some((slot, side)) = self.ready.pop_front() {
+            let completion = if self.visits > 0 {
+                self.visits -= 1;
+                let (slot, side) = self.ready.pop_front()?;
                 self.visit(slot, side)
             } else {
                 let listener = self.knocking.pop_front()?;

@@ -10,9 +10,10 @@ mod window;
 
 use super::pool::{BufferId, Pool};
 use super::sys::{self, EventFd, RawAddress};
+use super::wide::Wide;
 use super::{
-    Arm, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op, Received, Side,
-    Socket, Waker,
+    Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
+    Received, Side, Socket, Waker,
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
@@ -36,6 +37,7 @@ pub struct Uring {
     ring: *mut IoUring,
     window: Window,
     pool: Pool,
+    wide: Wide,
     wake: Arc<EventFd>,
     /// Where the kernel writes the waker's count.
     wake_count: Box<u64>,
@@ -74,6 +76,7 @@ impl Uring {
             ring,
             window,
             pool,
+            wide: Wide::default(),
             wake,
             wake_count: Box::new(0),
             addresses,
@@ -324,6 +327,15 @@ impl Driver for Uring {
         let until_gone = interest == Interest::Gone;
         let entry = opcode::PollAdd::new(Fd(socket.0), events as u32).multi(until_gone).build();
         self.push(entry, Token::Poll(key, side).encode());
+    }
+
+    fn carries_wide(&self) -> bool {
+        true
+    }
+
+    fn carry_wide(&mut self, _key: Key, _source: Side, from: &Socket, to: &Socket) -> Carried {
+        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool);
+        carried
     }
 
     fn cancel(&mut self, key: Key, op: Op) {
