@@ -64,7 +64,8 @@ pub const BUFFER_BYTES_MAX: u32 = 1 << 20;
 pub const WINDOW_MIN: u16 = 64;
 /// Buffers published to a uring at most: a power of two (io_uring_register_buf_ring(3)).
 pub const WINDOW_MAX: u16 = 4096;
-/// Bytes a bulky direction moves at once, and the size of the buffer it does so through: what fits the cache beside the rest.
+/// Bytes a bulky direction moves at once, and the size of the buffer it does so through: what fits the cache beside the
+/// rest.
 pub const WIDE_BYTES: u32 = 512 * 1024;
 /// Receives in a row that fill their buffer and so prove a direction bulky.
 pub const WIDE_AFTER: u8 = 8;

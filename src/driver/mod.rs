@@ -391,10 +391,10 @@ pub trait Driver {
         false
     }
 
-    /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at once,
-    /// by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in this
-    /// direction. Not more is received than the destination is thought to have room for; what it does not take all the
-    /// same comes back as a tail of pool buffers.
+    /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at
+    /// once, by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in
+    /// this direction. Not more is received than the destination is thought to have room for; what it does not take all
+    /// the same comes back as a tail of pool buffers.
     fn carry_wide(&mut self, _key: Key, _source: Side, _from: &Socket, _to: &Socket) -> Carried {
         Carried { taken: 0, tail: None, source: None, failed: None }
     }
