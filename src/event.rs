@@ -2,6 +2,8 @@
 //!
 //! An [`EndReason`] is the word in the log, the label in the metrics and what tests assert.
 
+#![forbid(unsafe_code)]
+
 use crate::config::Name;
 use std::net::SocketAddr;
 

@@ -1,5 +1,7 @@
 //! Arguments, config, run, exit code.
 
+#![forbid(unsafe_code)]
+
 use clap::{Parser, Subcommand};
 use ringway::config::{Config, file};
 use ringway::control::Outcome;
@@ -18,8 +20,8 @@ use std::time::Duration;
 
 /// A TCP reverse proxy for order entry.
 ///
-/// Exit codes: 0 stopped as asked; 64 the config or the arguments are wrong; 66 the config cannot be read; 69 io_uring was
-/// asked for and is refused; 70 a bug of Ringway's; 71 the system refused something, such as a port.
+/// Exit codes: 0 stopped as asked; 64 the config or the arguments are wrong; 66 the config cannot be read; 69 io_uring
+/// was asked for and is refused; 70 a bug of Ringway's; 71 the system refused something, such as a port.
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Arguments {
@@ -32,7 +34,7 @@ enum Command {
     /// Proxies clients to backends, as the config says.
     Run {
         /// The config.
-        #[arg(long, value_name = "FILE", default_value = "/etc/ringway/ringway.toml")]
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Says everything that is wrong with a config.
@@ -60,6 +62,8 @@ enum Command {
     },
 }
 
+/// Where the config is unless somebody says otherwise.
+const CONFIG: &str = "/etc/ringway/ringway.toml";
 /// sysexits.h: the config or the arguments are wrong.
 const USAGE: u8 = 64;
 /// sysexits.h: the config cannot be read.
@@ -131,8 +135,11 @@ fn follow(mut signals: Signals, running: &Running) {
 fn check(path: &Path) -> ExitCode {
     match read(path) {
         Ok(config) => {
-            let (listeners, pools) = (config.listeners.len(), config.pools.len());
-            print(&format!("{}: good, {listeners} listeners, {pools} pools\n", path.display()));
+            let count =
+                |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+            let listeners = count(config.listeners.len(), "listener");
+            let pools = count(config.pools.len(), "pool");
+            print(&format!("{}: good, {listeners}, {pools}\n", path.display()));
             ExitCode::SUCCESS
         }
         Err(code) => code,
@@ -167,6 +174,10 @@ fn until_stopped(run: impl FnOnce(Arc<AtomicBool>) -> Result<(), String>) -> Exi
 
 fn read(path: &Path) -> Result<Config, ExitCode> {
     file::read(path).map_err(|e| match e {
+        file::ReadError::Unreadable(why) if path == Path::new(CONFIG) => fail(
+            NO_INPUT,
+            &format!("{why}; `--config FILE` names another, `ringway demo` needs none"),
+        ),
         file::ReadError::Unreadable(why) => fail(NO_INPUT, &why),
         file::ReadError::Faults(faults) => {
             for fault in &faults {
@@ -188,7 +199,8 @@ fn duration(text: &str) -> Result<Duration, String> {
         "h" => number.checked_mul(3_600_000),
         _ => None,
     };
-    ms.map(Duration::from_millis).ok_or_else(|| "the unit must be ms, s, m or h".to_owned())
+    ms.map(Duration::from_millis)
+        .ok_or_else(|| "the unit must be ms, s, m or h, such as 10s".to_owned())
 }
 
 fn fail(code: u8, why: &str) -> ExitCode {

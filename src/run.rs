@@ -1,5 +1,7 @@
 //! A whole Ringway in this process: control, the admin endpoint and the session log, started and ended together.
 
+#![forbid(unsafe_code)]
+
 use crate::admin;
 use crate::admin::log::SessionLog;
 use crate::config::Config;

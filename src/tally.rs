@@ -4,6 +4,8 @@
 //! A [`ShardTally`] is one shard's; a [`RouteTally`] is one shard's share of one (listener, arm, pool, backend).
 //! Routes are added as sessions meet them and live as long as the process, so that totals never fall.
 
+#![forbid(unsafe_code)]
+
 use crate::config::Name;
 use crate::event::{Arm, EndReason};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -1,5 +1,7 @@
 //! Points on a shard's monotonic clock, as plain numbers: time is an argument everywhere above the driver.
 
+#![forbid(unsafe_code)]
+
 use std::ops::Add;
 
 /// Nanoseconds since some moment before the process began. Ordered; only differences mean anything.

@@ -111,8 +111,8 @@ pub(super) fn find<'p>(
     })
 }
 
-/// What stands for NAME in `path`, or nothing where the two differ. A [`Name`](crate::config::Name) has no character that
-/// a path would have to encode.
+/// What stands for NAME in `path`, or nothing where the two differ. A [`Name`](crate::config::Name) has no character
+/// that a path would have to encode.
 fn name_in<'p>(pattern: &str, path: &'p str) -> Option<&'p str> {
     let mut name = "";
     let mut given = path.split('/');

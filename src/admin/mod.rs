@@ -3,6 +3,8 @@
 //! Its thread has the only tokio runtime in the process. It reads the [`Board`] and gives [`Orders`]; no shard waits
 //! for it, and nothing of it can end the process: a panic costs one answer.
 
+#![forbid(unsafe_code)]
+
 mod endpoints;
 mod fault;
 #[cfg(test)]

@@ -212,7 +212,8 @@ fn read_limits(s: &mut Section<'_>) -> Limits {
             "buffers_per_shard",
             limits::BUFFERS_DEFAULT,
             limits::BUFFERS_MIN..=limits::BUFFERS_MAX,
-            "receive buffers of one shard, shared by its sessions",
+            "receive buffers of one shard, shared by its sessions; address space: \
+             one takes memory when it is first used",
         ),
     }
 }

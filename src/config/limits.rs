@@ -64,7 +64,8 @@ pub const BUFFER_BYTES_MAX: u32 = 1 << 20;
 pub const WINDOW_MIN: u16 = 64;
 /// Buffers published to a uring at most: a power of two (io_uring_register_buf_ring(3)).
 pub const WINDOW_MAX: u16 = 4096;
-/// Bytes a bulky direction moves at once, and the size of the buffer it does so through: what fits the cache beside the rest.
+/// Bytes a bulky direction moves at once, and the size of the buffer it does so through: what fits the cache beside the
+/// rest.
 pub const WIDE_BYTES: u32 = 512 * 1024;
 /// Receives in a row that fill their buffer and so prove a direction bulky.
 pub const WIDE_AFTER: u8 = 8;
@@ -116,14 +117,15 @@ pub const CUT_MS_MAX: u64 = 3000;
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
 pub const ENDING_MS_MAX: u64 = 1000;
-/// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: five calls that a short one is spared.
+/// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: five calls that a short one is
+/// spared.
 pub const GUARD_AFTER_MS: u32 = 1000;
 /// How long a session may take to come to rest before its move is given up and it goes on where it is.
 pub const SETTLE_MS_MAX: u64 = 1000;
 /// Sessions of one shard that come to rest at once: each pause stays short.
 pub const SETTLING_MAX: usize = 32;
-/// Least age of a session that is ended because no backend could be reached: a client that comes back at once in a loop is
-/// slowed down, and its connect(2) is over before it hears the answer.
+/// Least age of a session that is ended because no backend could be reached: a client that comes back at once in a loop
+/// is slowed down, and its connect(2) is over before it hears the answer.
 pub const REFUSE_AFTER_MS: u64 = 10;
 /// How long a connect goes on before the client is watched for having left.
 pub const WATCH_CLIENT_AFTER_MS: u64 = 100;

@@ -4,6 +4,8 @@
 //! settings against each other. All other code reads the types of this page. Durations are milliseconds (`_ms`), sizes
 //! are bytes (`_bytes`), shares of a hundred are [`Percent`]. An absent time limit is `None`, written `0` in the file.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod fault;
 pub mod file;
@@ -183,7 +185,7 @@ pub struct Tcp {
     pub congestion: Option<Name>,
 }
 
-/// How the kernel finds out that a silent peer has vanished.
+/// How the kernel finds out that a silent end has vanished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
     /// TCP_KEEPIDLE: silence before the first probe.

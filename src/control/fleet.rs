@@ -1,8 +1,8 @@
 //! The shards: started once and used again, one a lane and driver; which of them accept clients, and who does next.
 //!
-//! A lane is a place where a shard runs, usually one CPU. Changing the data path hands each lane's listening sockets from
-//! the shard of one driver to that of the other: the old one lets go, says so, and only then the new one accepts. Clients
-//! that come in between wait in the socket's queue.
+//! A lane is a place where a shard runs, usually one CPU. Changing the data path hands each lane's listening sockets
+//! from the shard of one driver to that of the other: the old one lets go, says so, and only then the new one accepts.
+//! Clients that come in between wait in the socket's queue.
 
 use super::board::{Board, ShardEntry};
 use super::ports::Port;
@@ -131,7 +131,7 @@ impl Fleet {
     }
 
     /// Lets the serving shards accept clients of one more port.
-    pub(super) fn serve(&mut self, port: &Port) {
+    pub(super) fn serve(&self, port: &Port) {
         for lane in 0..self.lanes.len() {
             self.serve_lane(lane, port);
         }

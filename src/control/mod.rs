@@ -103,8 +103,8 @@ pub struct Control {
 }
 
 impl Control {
-    /// Opens listeners, starts shards and lets them accept. `file`: what a reload reads again. The receiver gets a record
-    /// of each session that ended.
+    /// Opens listeners, starts shards and lets them accept. `file`: what a reload reads again. The receiver gets a
+    /// record of each session that ended.
     ///
     /// # Errors
     /// Something that is needed could not be had; nothing is left behind.
@@ -209,8 +209,8 @@ fn announce(board: &Board, wanted: DataPath, kind: Kind, why: String) {
     board.path.store(Some(Arc::new(PathChoice { wanted, kind, why })));
 }
 
-/// Lowers the session limits to what the limit of open descriptors allows, and says so: running out of descriptors in the
-/// middle of a session's opening is worse than turning a client away.
+/// Lowers the session limits to what the limit of open descriptors allows, and says so: running out of descriptors in
+/// the middle of a session's opening is worse than turning a client away.
 fn within_descriptors(mut config: Config) -> Config {
     let descriptors = sys::raise_descriptor_limit();
     let spare = limits::DESCRIPTORS_SPARE;
@@ -221,7 +221,8 @@ fn within_descriptors(mut config: Config) -> Config {
             wanted,
             granted = affordable,
             descriptors,
-            "limits.sessions_max is lowered: a session takes two descriptors; raise the limit of open files (LimitNOFILE)"
+            "limits.sessions_max is lowered: a session takes two descriptors; raise the limit of open files \
+             (ulimit -n, LimitNOFILE)"
         );
         config.limits.sessions_max = affordable;
         for listener in &mut config.listeners {

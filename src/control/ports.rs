@@ -1,5 +1,5 @@
-//! Listening sockets: one for each lane of the fleet, in one SO_REUSEPORT group a listener. Control owns them, so a shard
-//! that dies or hands over takes none with it.
+//! Listening sockets: one for each lane of the fleet, in one SO_REUSEPORT group a listener. Control owns them, so a
+//! shard that dies or hands over takes none with it.
 
 use crate::config::{Listener, Name, Tcp};
 use crate::driver::{ListenerId, sys};
@@ -114,7 +114,8 @@ fn open(address: SocketAddr, waiting_max: u32, tcp: &Tcp) -> io::Result<Socket> 
     Ok(socket)
 }
 
-/// An IPv6 listener takes IPv6 alone, whatever the machine's default, so that `[::]` and `0.0.0.0` can stand side by side.
+/// An IPv6 listener takes IPv6 alone, whatever the machine's default, so that `[::]` and `0.0.0.0` can stand side by
+/// side.
 fn only_v6(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     if address.is_ipv6() { socket.set_only_v6(true) } else { Ok(()) }
 }

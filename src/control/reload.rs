@@ -15,8 +15,8 @@ pub(super) struct Plan {
 
 /// Compares. `file` is the config as it was last read, `running` what is in force, `new` what was just read.
 ///
-/// The last change wins: the percent of a listener is taken from the file where the file's value changed, and left as an
-/// operator set it where it did not. The same holds for the data path.
+/// The last change wins: the percent of a listener is taken from the file where the file's value changed, and left as
+/// an operator set it where it did not. The same holds for the data path.
 pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
     let mut config = new.clone();
     for listener in &mut config.listeners {
@@ -54,6 +54,16 @@ pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
     Plan { config, data_path, at_restart }
 }
 
+/// What becomes of the canary percents, a sentence for each listener whose share changes.
+pub(super) fn canaries(running: &Config, new: &Config) -> Vec<String> {
+    let changed = new.listeners.iter().filter_map(|listener| {
+        let before = running.listeners.iter().find(|l| l.name == listener.name)?;
+        let (from, to) = (before.canary_percent, listener.canary_percent);
+        (from != to).then(|| format!("canary of `{}`: {from} % -> {to} %", listener.name))
+    });
+    changed.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +89,14 @@ mod tests {
         let operator = config("auto", "10", "");
         assert_eq!(percent(&plan(&file, &operator, &config("auto", "5", ""))), 10.0);
         assert_eq!(percent(&plan(&file, &operator, &config("auto", "25", ""))), 25.0);
+    }
+
+    #[test]
+    fn a_changed_percent_is_told() {
+        let file = config("auto", "5", "");
+        assert_eq!(canaries(&file, &file), Vec::<String>::new());
+        let told = canaries(&file, &config("auto", "25", ""));
+        assert_eq!(told, ["canary of `l`: 5.00 % -> 25.00 %"]);
     }
 
     #[test]

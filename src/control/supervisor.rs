@@ -224,7 +224,11 @@ impl Supervisor {
             let carried = self.set_path(wanted, config.carry_sessions);
             what.push(carried.map_err(|why| vec![format!("data_path: {why}")])?);
         }
-        what.push(self.change_listeners(&config, opened));
+        what.extend(self.change_listeners(&config, opened));
+        what.extend(reload::canaries(&before.config, &config));
+        if what.is_empty() {
+            what.push("other settings changed, for new sessions".to_owned());
+        }
         self.board.snapshot.store(Arc::new(Snapshot::new(config, Some(&before))));
         self.as_read = new;
         Ok(with_restart(what.join("; "), &at_restart))
@@ -246,8 +250,8 @@ impl Supervisor {
         if faults.is_empty() { Ok(opened) } else { Err(faults) }
     }
 
-    /// Lets listeners come and go. Says which.
-    fn change_listeners(&mut self, config: &Config, opened: Vec<Port>) -> String {
+    /// Lets listeners come and go. Says which, where any did.
+    fn change_listeners(&mut self, config: &Config, opened: Vec<Port>) -> Option<String> {
         let stays = |port: &Port| {
             config.listeners.iter().any(|l| l.name == port.name && l.bind == port.wanted)
         };
@@ -262,7 +266,8 @@ impl Supervisor {
         let names = |ports: &[Port]| -> Vec<String> {
             ports.iter().map(|p| format!("{} on {}", p.name, p.bound)).collect()
         };
-        let what = format!("listeners opened: {:?}, closed: {:?}", names(&opened), names(&gone));
+        let what = (!opened.is_empty() || !gone.is_empty())
+            .then(|| format!("listeners opened: {:?}, closed: {:?}", names(&opened), names(&gone)));
         for port in gone {
             self.close(port);
         }
@@ -304,7 +309,8 @@ impl Supervisor {
                 let name = self.ports.iter().find(|p| p.id == id).map(|p| Arc::clone(&p.name));
                 let rest_ms = limits::ACCEPT_REST_MS;
                 tracing::warn!(shard, listener = ?name, error = %errno, rest_ms,
-                    "cannot accept for want of descriptors or memory: clients wait; raise the limit or lower limits.sessions_max");
+                    "cannot accept for want of descriptors or memory: clients wait; \
+                     raise the limit or lower limits.sessions_max");
             }
             Said::Gone => {}
         }

@@ -1,6 +1,7 @@
 //! A limit-order book with price-time priority: pure, bounded, in whole ticks.
 //!
-//! Both sides are maps from `Rank` to order, best first: a buyer's rank turns the price around, so one text serves both.
+//! Both sides are maps from `Rank` to order, best first: a buyer's rank turns the price around, so one text serves
+//! both.
 //!
 //! **Invariant.** The book is never crossed, and what was accepted is traded, cancelled or resting, to the last unit.
 //! (tests: `the_book_does_what_the_model_does`)

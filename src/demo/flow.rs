@@ -1,8 +1,8 @@
 //! A modest order flow: sessions that place and cancel orders around a price, wait for each answer, think, and now and
 //! then log out and come back, so that new sessions keep being assigned to their arms.
 //!
-//! It believes nothing: an answer to what it did not ask, a fill of an order it does not have, a close it did not ask for
-//! and a silence all count as errors. The orders are the seed's; when they come is the machine's.
+//! It believes nothing: an answer to what it did not ask, a fill of an order it does not have, a close it did not ask
+//! for and a silence all count as errors. The orders are the seed's; when they come is the machine's.
 
 use super::book::Side;
 use super::client::{Client, Trouble};

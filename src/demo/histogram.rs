@@ -58,8 +58,8 @@ impl Reading {
         self.0.iter().sum()
     }
 
-    /// The value, in nanoseconds, that a share of `q` (0 to 1) of all values does not exceed; within a bucket values are
-    /// taken to be spread evenly. `None` where there is no value.
+    /// The value, in nanoseconds, that a share of `q` (0 to 1) of all values does not exceed; within a bucket values
+    /// are taken to be spread evenly. `None` where there is no value.
     #[must_use]
     pub fn quantile_ns(&self, q: f64) -> Option<f64> {
         let count = self.count();

@@ -9,6 +9,8 @@
 //!                       └──────▶ engine "canary"
 //! ```
 
+#![forbid(unsafe_code)]
+
 pub mod book;
 mod client;
 mod clock;

@@ -1,8 +1,8 @@
 //! What a client and the order engine say to each other: one JSON object a line.
 //!
 //! Every request gets exactly one of `accepted`, `cancelled` or `rejected`, in the order of the requests. A `fill` may
-//! come at any time between `accepted` and the end of its order; each party hears of its own order on its own connection.
-//! Order ids belong to their connection, and what rests when it ends is cancelled.
+//! come at any time between `accepted` and the end of its order; each party hears of its own order on its own
+//! connection. Order ids belong to their connection, and what rests when it ends is cancelled.
 //!
 //! ```text
 //! > {"type":"new","id":1,"side":"buy","price":100,"quantity":5}

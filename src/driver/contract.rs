@@ -1,8 +1,8 @@
 //! The contract as tests: what a [`Driver`](super::Driver) is, run on each of the three.
 //!
-//! A driver's own tests say `contract_tests!(Loopback<TheDriver>);` and implement [`Fresh`](loopback::Fresh) for it; each
-//! case becomes a test of that name. The cases speak to the driver through its trait alone, and to far ends through
-//! [`Far`], which on a real driver are sockets of the standard library at 127.0.0.1.
+//! A driver's own tests say `contract_tests!(Loopback<TheDriver>);` and implement [`Fresh`](loopback::Fresh) for it;
+//! each case becomes a test of that name. The cases speak to the driver through its trait alone, and to far ends
+//! through [`Far`], which on a real driver are sockets of the standard library at 127.0.0.1.
 
 #![cfg(test)]
 #![allow(clippy::unwrap_used, reason = "a case that cannot go on has failed")]

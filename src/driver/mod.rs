@@ -1,7 +1,8 @@
 //! The kernel: all I/O and all `unsafe` of Ringway, behind one contract with three drivers.
 //!
-//! [`uring`] and [`epoll`] speak to the kernel, [`sim`] to a seeded network that lies, delays and breaks within the rules.
-//! `contract` is this page as tests, run on each. Session logic is generic over [`Driver`] and is written once.
+//! [`uring`] and [`epoll`] speak to the kernel, [`sim`] to a seeded network that lies, delays and breaks within the
+//! rules. `contract` is this page as tests, run on each. Session logic is generic over [`Driver`] and is written
+//! once.
 //!
 //! ## The rules
 //! 1. **One of each.** A side of a session has at most one receive, one send and one poll in flight; a session has at
@@ -16,9 +17,9 @@
 //!    connection is broken or the send was cancelled; then the number says how many the kernel took.
 //! 6. **Cancelling asks.** [`Driver::cancel`] makes the operation end soon. Its own last completion still comes: with
 //!    [`Errno::CANCELED`], or with the result that was faster.
-//! 7. **Ending.** [`Driver::abort`] tells the other end by a reset at once and makes everything in flight on that socket
-//!    end soon. A socket is closed only when nothing of it is in flight: a receive that outlives its descriptor would
-//!    swallow the bytes of the next connection to get that number.
+//! 7. **Ending.** [`Driver::abort`] tells the other end by a reset at once and makes everything in flight on that
+//!    socket end soon. A socket is closed only when nothing of it is in flight: a receive that outlives its descriptor
+//!    would swallow the bytes of the next connection to get that number.
 //! 8. **Nothing left to time.** Drivers set no timers. [`Driver::turn`] returns at `until` at the latest.
 
 pub mod contract;
@@ -100,20 +101,19 @@ pub struct ListenerId(pub u16);
 
 /// A socket of a driver. On uring and epoll it is a descriptor, so it can be carried from one to the other.
 ///
-/// It is closed by [`Driver::close`], never by being dropped: nothing may be in flight then, which only its session knows.
+/// It is closed by [`Driver::close`], never by being dropped: nothing may be in flight then, which only its session
+/// knows.
 #[derive(Debug, PartialEq, Eq, Hash)]
 #[must_use = "a socket that is forgotten is a leaked descriptor"]
 pub struct Socket(pub(in crate::driver) i32);
 
 impl Socket {
     /// A descriptor that a kernel driver is to work with.
-    #[must_use]
     pub fn of(descriptor: &impl std::os::fd::AsRawFd) -> Self {
         Self(descriptor.as_raw_fd())
     }
 
     /// A descriptor that a kernel driver is to own from now on.
-    #[must_use]
     pub fn owned(descriptor: impl std::os::fd::IntoRawFd) -> Self {
         Self(descriptor.into_raw_fd())
     }
@@ -346,8 +346,8 @@ pub trait Driver {
     /// What socket(2) or setsockopt(2) says; descriptors may have run out.
     fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno>;
 
-    /// Sets the options that find a vanished end, on a socket of [`socket`](Self::socket) whose session has outlived its
-    /// first second. A driver without a kernel has nothing to set.
+    /// Sets the options that find a vanished end, on a socket of [`socket`](Self::socket) whose session has outlived
+    /// its first second. A driver without a kernel has nothing to set.
     ///
     /// # Errors
     /// What setsockopt(2) says.
@@ -411,10 +411,10 @@ pub trait Driver {
         false
     }
 
-    /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at once,
-    /// by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in this
-    /// direction. Not more is received than the destination is thought to have room for; what it does not take all the
-    /// same comes back as a tail of pool buffers.
+    /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at
+    /// once, by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in
+    /// this direction. Not more is received than the destination is thought to have room for; what it does not take all
+    /// the same comes back as a tail of pool buffers.
     fn carry_wide(&mut self, _key: Key, _source: Side, _from: &Socket, _to: &Socket) -> Carried {
         Carried { taken: 0, tail: None, source: None, failed: None }
     }
@@ -440,7 +440,8 @@ pub trait Driver {
     /// Where the connection is already gone.
     fn client_address(&self, socket: &Socket) -> Result<SocketAddr, Errno>;
 
-    /// Submits what was asked for and waits for the kernel until something is there, or until `until` (`None`: for ever).
+    /// Submits what was asked for and waits for the kernel until something is there, or until `until` (`None`: for
+    /// ever).
     ///
     /// # Errors
     /// The driver is broken and its shard cannot go on.

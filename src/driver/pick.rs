@@ -9,8 +9,8 @@ use crate::config::DataPath;
 /// `auto` takes io_uring where it is usable and nothing is known against the kernel, and epoll everywhere else.
 ///
 /// # Errors
-/// io_uring was asked for by name and is refused: why, and what to do. Falling back to epoll then would leave an operator
-/// believing what is not so.
+/// io_uring was asked for by name and is refused: why, and what to do. Falling back to epoll then would leave an
+/// operator believing what is not so.
 pub fn pick(wanted: DataPath, report: &Report) -> Result<(Kind, String), String> {
     match wanted {
         DataPath::Epoll => Ok((Kind::Epoll, "epoll was asked for".to_owned())),

@@ -1,8 +1,8 @@
 //! Receive buffers of one driver: one mapping, cut into equal parts, lent and given back.
 //!
-//! A buffer is free, published (the kernel may fill it), or owned by a session that holds its bytes. The free ones are a
-//! stack: the one given back last is still in the cache and is used first. Buffers of one direction are chained through
-//! [`Pool::set_next`], so that a queue of them costs its session two numbers.
+//! A buffer is free, published (the kernel may fill it), or owned by a session that holds its bytes. The free ones are
+//! a stack: the one given back last is still in the cache and is used first. Buffers of one direction are chained
+//! through [`Pool::set_next`], so that a queue of them costs its session two numbers.
 
 use crate::config::limits;
 use std::io;
@@ -109,8 +109,8 @@ impl Pool {
             let buffer = BufferId(self.free[at]);
             if std::mem::take(&mut self.meta[usize::from(buffer.0)].warm) {
                 let (start, len) = (self.at(buffer).as_ptr(), self.buffer_bytes as usize);
-                // SAFETY: the range is a free buffer's own part of the mapping: nobody's bytes are there. Where it is not
-                // page-aligned the kernel refuses, and nothing is lost.
+                // SAFETY: the range is a free buffer's own part of the mapping: nobody's bytes are there. Where it is
+                // not page-aligned the kernel refuses, and nothing is lost.
                 unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
             }
         }
@@ -141,8 +141,8 @@ impl Pool {
     pub fn bytes(&self, buffer: BufferId) -> &[u8] {
         let meta = self.meta[usize::from(buffer.0)];
         debug_assert!(meta.out, "buffer {} is nobody's", buffer.0);
-        // SAFETY: `start + filled` never exceeds `buffer_bytes`, so the slice lies in this buffer's part of the mapping,
-        // and no one writes there while its session, which must go through this pool, owns it.
+        // SAFETY: `start + filled` never exceeds `buffer_bytes`, so the slice lies in this buffer's part of the
+        // mapping, and no one writes there while its session, which must go through this pool, owns it.
         unsafe {
             std::slice::from_raw_parts(
                 self.at(buffer).as_ptr().add(meta.start as usize),

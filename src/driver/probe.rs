@@ -1,8 +1,8 @@
 //! What this kernel and sandbox allow for io_uring, found by trying it.
 //!
-//! A version number promises nothing: features are carried back to old kernels, and a container's filter takes them away
-//! from new ones. So [`probe`] makes one ring the way a shard would and does with it, on sockets of its own, what a
-//! session will. The version decides one thing alone: whether `auto` dares it ([`kernels`] says where it does not).
+//! A version number promises nothing: features are carried back to old kernels, and a container's filter takes them
+//! away from new ones. So [`probe`] makes one ring the way a shard would and does with it, on sockets of its own, what
+//! a session will. The version decides one thing alone: whether `auto` dares it ([`kernels`] says where it does not).
 
 mod bench;
 pub mod kernels;
@@ -134,9 +134,9 @@ pub struct Report {
     pub known_bad: Vec<KnownBad>,
 }
 
-/// Tries every feature on a ring and sockets of its own, and takes them down again. Takes milliseconds where io_uring works
-/// and, as every wait in it is bounded by [`limits::PROBE_WAIT_MS`](crate::config::limits::PROBE_WAIT_MS), seconds where
-/// it misbehaves.
+/// Tries every feature on a ring and sockets of its own, and takes them down again. Takes milliseconds where io_uring
+/// works and, as every wait in it is bounded by [`limits::PROBE_WAIT_MS`](crate::config::limits::PROBE_WAIT_MS),
+/// seconds where it misbehaves.
 ///
 /// To be called by a thread with the rights, filters and limits the shards will have: they are what is found out.
 #[must_use]

@@ -1,8 +1,8 @@
 //! Bulk: one large buffer, reused while it is hot, between two plain calls.
 //!
-//! What decides the cost of bulk is the size and the heat of the buffer, not the interface: a buffer near the size of the
-//! second-level cache costs less a byte than splice(2), and needs no pipe. A step is over when it returns, so one buffer
-//! serves all directions of a shard.
+//! What decides the cost of bulk is the size and the heat of the buffer, not the interface: a buffer near the size of
+//! the second-level cache costs less a byte than splice(2), and needs no pipe. A step is over when it returns, so one
+//! buffer serves all directions of a shard.
 
 use super::pool::{BufferId, Pool};
 use super::{Carried, Errno, Received, sys};

@@ -3,6 +3,8 @@
 //! [`split`] sends a session to its listener's stable or canary pool, [`rotation`] to a backend of that pool, and
 //! [`snapshot`] is the config made ready for both.
 
+#![forbid(unsafe_code)]
+
 pub mod rotation;
 pub mod snapshot;
 pub mod split;

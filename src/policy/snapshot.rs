@@ -1,6 +1,7 @@
 //! One config made ready for shards: numbered, immutable, shared.
 //!
-//! What must outlive a snapshot, such as how far a rotation has come, hangs on it by an `Arc` that the next one takes over.
+//! What must outlive a snapshot, such as how far a rotation has come, hangs on it by an `Arc` that the next one takes
+//! over.
 
 use super::rotation::{Position, Rotation};
 use super::split::Split;

@@ -1,8 +1,8 @@
 //! Stable or canary: exact by counting, not by chance.
 //!
-//! A listener's [`Split`] adds the canary's percent to one running sum for each session, whichever shard it came to; the
-//! session during which the sum passes a whole goes to the canary. So over any run of sessions the canary's count is off
-//! from its share by less than one, also where the percent changed on the way. The sum outlives the snapshots.
+//! A listener's [`Split`] adds the canary's percent to one running sum for each session, whichever shard it came to;
+//! the session during which the sum passes a whole goes to the canary. So over any run of sessions the canary's count
+//! is off from its share by less than one, also where the percent changed on the way. The sum outlives the snapshots.
 
 use crate::config::Percent;
 use crate::event::Arm;

@@ -1,8 +1,9 @@
 //! One connection, from its first attempt to reach a backend to its last byte; written once, generic over [`Driver`].
 //!
-//! A session is [opening] while it looks for a backend: straight-line async code that asks one question at a time and is
-//! gone when it has its answer. Then it [relays](relay): two [`Dir`]s moved by completions, no future, nothing on the heap.
-//! It can be brought to rest and [carried](parcel) to another driver, shard or process. Then it is ending: told to both ends, it waits until nothing is in flight, and only then are its sockets closed.
+//! A session is [opening] while it looks for a backend: straight-line async code that asks one question at a time and
+//! is gone when it has its answer. Then it [relays](relay): two [`Dir`]s moved by completions, no future, nothing on
+//! the heap. It can be brought to rest and [carried](parcel) to another driver, shard or process. Then it is ending:
+//! told to both ends, it waits until nothing is in flight, and only then are its sockets closed.
 //!
 //! A session never waits for itself: the shard hands it completions and deadlines and looks afterwards whether it
 //! [is at rest](Session::rest).
@@ -314,7 +315,8 @@ impl Session {
         })
     }
 
-    /// Resets both ends at once, whatever is in flight, and counts it: its shard has failed, and its driver is about to go.
+    /// Resets both ends at once, whatever is in flight, and counts it: its shard has failed, and its driver is about to
+    /// go.
     pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>) -> Option<Ended> {
         for socket in self.ends.iter_mut().filter_map(Option::take) {
             step.driver.abort(&socket);
@@ -464,9 +466,9 @@ impl Session {
         }
     }
 
-    /// Tells one end that the session is over: by a reset where bytes for it are lost or it must not mistake this for an
-    /// orderly end, else by the end of its stream.
-    fn tell<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, why: EndReason) {
+    /// Tells one end that the session is over: by a reset where bytes for it are lost or it must not mistake this for
+    /// an orderly end, else by the end of its stream.
+    fn tell<D: Driver>(&self, step: &mut Step<'_, D>, side: Side, why: EndReason) {
         let Some(socket) = &self.ends[side as usize] else { return };
         let undelivered = !self.dirs[side.other() as usize].is_empty();
         let connecting = side == Side::Backend && self.dirs[side as usize].connecting;

@@ -1,8 +1,9 @@
 //! A session taken off its driver at a quiet moment: two sockets, unsent bytes, counters, deadlines.
 //!
 //! To be carried, a session [settles](Session::settle): its receives are cancelled and waited for, a send in flight is
-//! finished or cut short and its unsent tail kept. Then nothing of it is in flight, and it can be [packed](Session::pack)
-//! and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes back as it was.
+//! finished or cut short and its unsent tail kept. Then nothing of it is in flight, and it can be
+//! [packed](Session::pack) and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes
+//! back as it was.
 
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};

@@ -7,9 +7,9 @@
 //!         end of stream   -> when the queue is empty: tell the destination; this Dir is done
 //!         error           -> the session ends; a reset on one side becomes a reset on the other
 //! ```
-//! One receive is one send, never held back to be joined with the next: venues penalise a message that spans two packets.
-//! Only where the destination does not take bytes as fast as they come are queued ones packed together, so that a queue
-//! of small messages does not hold a buffer for each.
+//! One receive is one send, never held back to be joined with the next: venues penalise a message that spans two
+//! packets. Only where the destination does not take bytes as fast as they come are queued ones packed together, so
+//! that a queue of small messages does not hold a buffer for each.
 
 use super::{Session, Stage, Step};
 use crate::config::{Hop, limits};

@@ -1,7 +1,7 @@
 //! Sessions that are carried from this shard to another, and those that come.
 //!
-//! A session that is to go settles first; a few settle at once, so that each pause stays short. What the other shard has
-//! no room for comes back and goes on here.
+//! A session that is to go settles first; a few settle at once, so that each pause stays short. What the other shard
+//! has no room for comes back and goes on here.
 
 use super::Shard;
 use super::mailbox::Order;

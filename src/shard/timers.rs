@@ -1,9 +1,9 @@
 //! A timing wheel: one deadline a session, set and cleared without search or allocation; pure.
 //!
-//! Three levels of 256 places: ticks of 10 ms, of 2.56 s and of 11 minutes; what lies beyond stands in the last place it
-//! can reach and moves on from there. The sessions of one place are a list through their own nodes. A deadline fires up to
-//! one tick late, never early. Where a session's deadline has moved later, it is left alone: when it fires, the session
-//! looks, finds that it is not due, and is set again.
+//! Three levels of 256 places: ticks of 10 ms, of 2.56 s and of 11 minutes; what lies beyond stands in the last place
+//! it can reach and moves on from there. The sessions of one place are a list through their own nodes. A deadline fires
+//! up to one tick late, never early. Where a session's deadline has moved later, it is left alone: when it fires, the
+//! session looks, finds that it is not due, and is set again.
 
 #![forbid(unsafe_code)]
 

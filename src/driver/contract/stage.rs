@@ -127,7 +127,9 @@ impl<H: Harness> Stage<H> {
 
     pub(super) fn accepted(&mut self, listener: ListenerId) -> Socket {
         self.until("a client", |stage| {
-            let is = |c: &Completion| matches!(c, Completion::Accepted { result: Ok(_), listener: l, .. } if *l == listener);
+            let is = |c: &Completion| {
+                matches!(c, Completion::Accepted { result: Ok(_), listener: l, .. } if *l == listener)
+            };
             let at = stage.said.iter().position(is)?;
             match stage.said.remove(at) {
                 Completion::Accepted { result: Ok(socket), .. } => Some(socket),
@@ -140,7 +142,9 @@ impl<H: Harness> Stage<H> {
     pub(super) fn stop_accepting(&mut self, listener: ListenerId, listens: Socket) {
         self.driver().stop_accepting(listener);
         self.until("the last word of an accept", |stage| {
-            let is = |c: &Completion| matches!(c, Completion::Accepted { more: false, listener: l, .. } if *l == listener);
+            let is = |c: &Completion| {
+                matches!(c, Completion::Accepted { more: false, listener: l, .. } if *l == listener)
+            };
             let at = stage.said.iter().position(is)?;
             match stage.said.remove(at) {
                 Completion::Accepted { result: Ok(socket), .. } => {
@@ -205,8 +209,8 @@ impl<H: Harness> Stage<H> {
         bytes
     }
 
-    /// Receives in order, arming as often as it takes, until the stream ends or `most` bytes have come. Bytes, and how it
-    /// ended where it did; nothing is armed afterwards.
+    /// Receives in order, arming as often as it takes, until the stream ends or `most` bytes have come. Bytes, and how
+    /// it ended where it did; nothing is armed afterwards.
     pub(super) fn receive(
         &mut self,
         near: &Near,

@@ -1,8 +1,8 @@
 //! epoll: the same work as [`uring`](super::uring) by readiness, where io_uring is forbidden or rolled back.
 //!
-//! Every session socket is watched once, edge-triggered, for both directions. What the kernel reports is remembered in the
-//! side's [`watch`]; an operation that was asked for is tried when its side is known to be ready, and gives its completion
-//! then. So a message costs one `epoll_wait` (shared by all that are ready), one `recv` and one `send`.
+//! Every session socket is watched once, edge-triggered, for both directions. What the kernel reports is remembered in
+//! the side's `watch`; an operation that was asked for is tried when its side is known to be ready, and gives its
+//! completion then. So a message costs one `epoll_wait` (shared by all that are ready), one `recv` and one `send`.
 
 mod watch;
 

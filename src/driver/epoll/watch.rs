@@ -84,7 +84,8 @@ impl Watch {
 
     /// Notes a receive: credit used, and whether the kernel's queue is known to be empty. Whether it is still armed.
     ///
-    /// A receive that did not fill its buffer has emptied the queue (epoll(7), Q9), unless the stream's end is behind it.
+    /// A receive that did not fill its buffer has emptied the queue (epoll(7), Q9), unless the stream's end is behind
+    /// it.
     pub(super) const fn received(&mut self, bytes: u32, short: bool) -> bool {
         self.readable = !short || self.ended;
         self.recv = match self.recv {

@@ -67,8 +67,8 @@ impl Done {
     }
 }
 
-/// Makes a ring as a shard does, with or without the array of indices, and falls back to a small one where locked memory
-/// is short.
+/// Makes a ring as a shard does, with or without the array of indices, and falls back to a small one where locked
+/// memory is short.
 pub(super) fn ring(no_sqarray: bool) -> io::Result<IoUring> {
     let build = |entries: u32| {
         let mut builder = IoUring::builder();
@@ -263,8 +263,9 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if self.in_flight == 0 {
-            // SAFETY: it is dropped here alone, and nobody uses it afterwards. Were something in flight, the kernel might
-            // write to it after the ring is closed, so it is kept for ever: once, of a process whose kernel is broken.
+            // SAFETY: it is dropped here alone, and nobody uses it afterwards. Were something in flight, the kernel
+            // might write to it after the ring is closed, so it is kept for ever: once, of a process whose kernel is
+            // broken.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
     }
@@ -332,8 +333,8 @@ impl Memory {
     /// The first `bytes` bytes of a buffer the kernel has given up.
     fn buffer(&self, id: u16, bytes: u32) -> &[u8] {
         assert!(bytes <= BUFFER_BYTES, "{bytes} bytes are more than a buffer holds");
-        // SAFETY: the part lies in the mapping, whose bytes were zeroed by the kernel; a buffer that was completed is not
-        // written again before it is published, which needs `&mut self`.
+        // SAFETY: the part lies in the mapping, whose bytes were zeroed by the kernel; a buffer that was completed is
+        // not written again before it is published, which needs `&mut self`.
         unsafe { slice::from_raw_parts(self.buffer_start(id).as_ptr(), bytes as usize) }
     }
 
@@ -341,8 +342,8 @@ impl Memory {
     fn publish(&mut self, id: u16) {
         let address = self.buffer_start(id).as_ptr() as u64;
         let base = self.start.as_ptr().cast::<BufRingEntry>();
-        // SAFETY: the index is below BUFFERS, for which the mapping begins with room; the kernel does not look at an entry
-        // before the tail below says so. The mapping begins on a page, which is more than an entry's alignment.
+        // SAFETY: the index is below BUFFERS, for which the mapping begins with room; the kernel does not look at an
+        // entry before the tail below says so. The mapping begins on a page, which is more than an entry's alignment.
         unsafe {
             let entry = &mut *base.add(usize::from(self.published % BUFFERS));
             entry.set_addr(address);

@@ -199,19 +199,20 @@ fn accept_two(bench: &mut Bench, address: SocketAddr) -> Outcome {
     Ok("two clients from one submission".to_owned())
 }
 
-/// The accepted socket, once it has proved to be the one whose client is `client`. A number that is something else is left
-/// alone: kernels have reported numbers of nothing, or worse (axboe/liburing#1062).
+/// The accepted socket, once it has proved to be the one whose client is `client`. A number that is something else is
+/// left alone: kernels have reported numbers of nothing, or worse (axboe/liburing#1062).
 fn adopt(number: i32, client: SocketAddr) -> Result<TcpStream, Failure> {
-    // SAFETY: it is borrowed for one getpeername(2), which fails on what is no socket and does nothing to one; nothing in
-    // this thread opens or closes descriptors meanwhile, and -1 cannot be: it was no error.
+    // SAFETY: it is borrowed for one getpeername(2), which fails on what is no socket and does nothing to one; nothing
+    // in this thread opens or closes descriptors meanwhile, and -1 cannot be: it was no error.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-    let peer = SockRef::from(&borrowed)
+    let accepted = SockRef::from(&borrowed)
         .peer_addr()
         .map_err(Failure::at("getpeername of what multishot accept reported"))?;
-    if peer.as_socket() != Some(client) {
+    if accepted.as_socket() != Some(client) {
         return Err(Failure::saw("multishot accept reported another socket than the client's"));
     }
-    // SAFETY: the kernel has just made this descriptor for this accept, as the client's address proves, and told nobody else.
+    // SAFETY: the kernel has just made this descriptor for this accept, as the client's address proves, and told nobody
+    // else.
     Ok(unsafe { TcpStream::from_raw_fd(number) })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A [`World`] has one clock and one source of chance; each [`Sim`] is the driver of one shard in it. At the far ends
 //! live clients and backends that do what their [`Script`] says, and note what they see. Nothing happens but in
-//! [`Driver::turn`], where the clock jumps to the next event; so a run is over in microseconds, and its seed replays it.
+//! [`Driver::turn`], where the clock jumps to the next event; so a run is over in microseconds, and its seed replays
+//! it.
 //!
 //! A `Sim` also checks its caller: what breaks the contract panics, and the message ends with what happened before.
 //! Turn all drivers of a world in turn, each with its own `until`: no clock passes the sleep of another, and a driver

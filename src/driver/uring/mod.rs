@@ -1,9 +1,9 @@
 //! io_uring: one ring for each shard, entered once a turn.
 //!
-//! DEFER_TASKRUN and SINGLE_ISSUER (Linux 6.1): completions are worked off in the shard's own thread, when it enters, which
-//! is the largest single saving there is. Receives take their buffers from a provided-buffer ring, so an idle receive
-//! holds none. Descriptors are ordinary ones, for shutdown(2), close(2) and handing over need them. A FIN is sent by
-//! shutdown(2), since the ring's own operation for it always goes to a worker thread.
+//! DEFER_TASKRUN and SINGLE_ISSUER (Linux 6.1): completions are worked off in the shard's own thread, when it enters,
+//! which is the largest single saving there is. Receives take their buffers from a provided-buffer ring, so an idle
+//! receive holds none. Descriptors are ordinary ones, for shutdown(2), close(2) and handing over need them. A FIN is
+//! sent by shutdown(2), since the ring's own operation for it always goes to a worker thread.
 
 mod token;
 mod window;
@@ -103,7 +103,8 @@ impl Uring {
             self.make_room();
         }
         // SAFETY: what the entry points to outlives it: buffers are the pool's and stay lent until their completion,
-        // addresses keep their place until the queue they stand in was submitted, the waker's count is freed after the ring.
+        // addresses keep their place until the queue they stand in was submitted, the waker's count is freed after the
+        // ring.
         let pushed = unsafe { self.sq.push(&entry) };
         debug_assert!(pushed.is_ok(), "there was room");
     }
@@ -157,9 +158,8 @@ impl Uring {
     /// The end of a poll. `None`: it goes on.
     ///
     /// The kernel adds POLLRDHUP to every poll, so one for [`Interest::Gone`] also hears that the other end has merely
-    /// finished sending. It is therefore a multishot poll, which does not hear the same thing twice, and is cancelled when
-    /// it has heard what it waits for.
-    #[expect(clippy::cast_sign_loss, reason = "event masks are bits")]
+    /// finished sending. It is therefore a multishot poll, which does not hear the same thing twice, and is cancelled
+    /// when it has heard what it waits for.
     fn polled(
         &mut self,
         token: u64,
@@ -403,7 +403,8 @@ impl Driver for Uring {
         self.counters.cq_overflow += u64::from(self.sq.cq_overflow());
         match result {
             Ok(_) => Ok(()),
-            // Nothing came in time, a signal came, or completions must be taken before more is submitted, which is next.
+            // Nothing came in time, a signal came, or completions must be taken before more is submitted, which is
+            // next.
             Err(e)
                 if matches!(
                     e.raw_os_error(),
@@ -428,8 +429,8 @@ impl Driver for Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        // SAFETY: `new` leaked this box, and what borrows it is not used or dropped after this. The ring goes before the
-        // pool and the window, whose memory the kernel may write to until then.
+        // SAFETY: `new` leaked this box, and what borrows it is not used or dropped after this. The ring goes before
+        // the pool and the window, whose memory the kernel may write to until then.
         drop(unsafe { Box::from_raw(self.ring) });
     }
 }

@@ -61,8 +61,8 @@ impl Token {
 /// (io_uring_prep_recv(3), Linux 6.17; older kernels do not look at it).
 pub(super) fn set_receive_limit(entry: &mut squeue::Entry, bytes: u32) {
     const { assert!(size_of::<squeue::Entry>() == 64) };
-    // SAFETY: the crate's entry is `repr(C)` around the kernel's 64-byte io_uring_sqe, plain numbers of which bytes 44 to
-    // 48 are `optlen` for a receive.
+    // SAFETY: the crate's entry is `repr(C)` around the kernel's 64-byte io_uring_sqe, plain numbers of which bytes 44
+    // to 48 are `optlen` for a receive.
     let raw = unsafe { &mut *std::ptr::from_mut(entry).cast::<[u8; 64]>() };
     raw[44..48].copy_from_slice(&bytes.to_ne_bytes());
 }

@@ -1,8 +1,8 @@
 //! The part of the pool that the kernel may fill: a ring of provided buffers.
 //!
 //! The kernel takes buffers in the order they were published, so a large ring walks through all its memory and a small
-//! one stays in the cache. The window begins small, doubles when it runs dry, and is refilled once a turn from the top of
-//! the pool's stack, where the buffers that were used last are.
+//! one stays in the cache. The window begins small, doubles when it runs dry, and is refilled once a turn from the top
+//! of the pool's stack, where the buffers that were used last are.
 
 use super::super::pool::{BufferId, Pool};
 use crate::config::limits;
