@@ -327,6 +327,11 @@ pub trait Driver {
     /// Its receive buffers.
     fn pool(&mut self) -> &mut Pool;
 
+    /// Gives memory back that it does not need while it is calm; to be called now and then.
+    fn trim(&mut self) {
+        self.pool().trim();
+    }
+
     /// What it counted so far.
     fn counters(&self) -> Counters;
 

@@ -106,15 +106,19 @@ impl Pool {
     pub fn trim(&mut self) {
         let cold = self.free.len().saturating_sub(limits::BUFFERS_WARM);
         for at in self.lowest.min(cold)..cold {
-            let buffer = BufferId(self.free[at]);
-            if std::mem::take(&mut self.meta[usize::from(buffer.0)].warm) {
-                let (start, len) = (self.at(buffer).as_ptr(), self.buffer_bytes as usize);
-                // SAFETY: the range is a free buffer's own part of the mapping: nobody's bytes are there. Where it is
-                // not page-aligned the kernel refuses, and nothing is lost.
-                unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
-            }
+            self.chill(BufferId(self.free[at]));
         }
         self.lowest = self.free.len();
+    }
+
+    /// Gives the memory of a buffer that holds nobody's bytes back to the kernel, unless that has it already.
+    pub(in crate::driver) fn chill(&mut self, buffer: BufferId) {
+        if std::mem::take(&mut self.meta[usize::from(buffer.0)].warm) {
+            let (start, len) = (self.at(buffer).as_ptr(), self.buffer_bytes as usize);
+            // SAFETY: the range is a buffer's own part of the mapping, and nobody's bytes are there. Where it is not
+            // page-aligned the kernel refuses, and nothing is lost.
+            unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
+        }
     }
 
     /// Returns a buffer that a session owned.

@@ -333,8 +333,8 @@ impl<D: Driver> Shard<D> {
         shard.no_buffers.set(no_buffers);
         shard.sends_blocked.set(sends_blocked);
         shard.starved.set(self.starved.len() as u64);
+        self.driver.trim();
         let pool = self.driver.pool();
-        pool.trim();
         shard.buffers.set(pool.count() as u64);
         shard.buffers_free.set(pool.free() as u64);
         self.sessions.trim();

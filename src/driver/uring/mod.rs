@@ -245,6 +245,11 @@ impl Driver for Uring {
         &mut self.pool
     }
 
+    fn trim(&mut self) {
+        self.pool.trim();
+        self.window.trim(&mut self.pool);
+    }
+
     fn counters(&self) -> Counters {
         self.counters
     }

@@ -23,6 +23,8 @@ pub(super) struct Window {
     published: u16,
     size: u16,
     size_max: u16,
+    /// It ran dry since it was last trimmed.
+    dry: bool,
 }
 
 impl Window {
@@ -45,8 +47,15 @@ impl Window {
         }
         let ring = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
         let size = limits::WINDOW_MIN.min(buffers);
-        let window =
-            Self { ring, entries, tail: 0, published: 0, size, size_max: entries.min(buffers) };
+        let window = Self {
+            ring,
+            entries,
+            tail: 0,
+            published: 0,
+            size,
+            size_max: entries.min(buffers),
+            dry: false,
+        };
         // SAFETY: the mapping is page-aligned, holds `entries` entries and outlives the ring (see `Uring::drop`).
         unsafe { submitter.register_buf_ring_with_flags(memory as u64, entries, GROUP, 0) }?;
         Ok(window)
@@ -69,12 +78,30 @@ impl Window {
 
     /// A receive found no buffer: the window is too small for what comes in one turn.
     pub(super) fn ran_dry(&mut self) {
+        self.dry = true;
         self.size = self.size.saturating_mul(2).min(self.size_max);
+    }
+
+    /// Gives the memory of most published buffers back to the kernel, which takes it again when it fills them, and goes
+    /// back to the smallest window where it was large enough since the last time.
+    pub(super) fn trim(&mut self, pool: &mut Pool) {
+        if self.dry {
+            self.dry = false;
+            return;
+        }
+        self.size = limits::WINDOW_MIN.min(self.size_max);
+        for ahead in self.size..self.published {
+            let at =
+                self.tail.wrapping_sub(self.published).wrapping_add(ahead) & (self.entries - 1);
+            // SAFETY: `at` is below `entries`, and only this thread writes entries.
+            let buffer = unsafe { &*self.ring.as_ptr().add(usize::from(at)) }.bid();
+            pool.chill(BufferId(buffer));
+        }
     }
 
     /// Publishes buffers until the window is full or the pool is empty.
     pub(super) fn refill(&mut self, pool: &mut Pool) {
-        if self.published == self.size {
+        if self.published >= self.size {
             return;
         }
         while self.published < self.size {
