@@ -140,13 +140,13 @@ impl Uring {
                 Completion::Received { key, side, what: self.received(number, buffer), more }
             }
             Token::Send(key, side) => Completion::Sent { key, side, result: number },
-            Token::Poll(key, side) => Completion::Polled { key, side, result: number.map(drop) },
+            Token::Poll(key, side) => Completion::Polled { key, side, result: polled(number) },
         })
     }
 
     fn received(&mut self, result: Result<u32, Errno>, buffer: Option<BufferId>) -> Received {
         if let Some(buffer) = buffer {
-            self.window.taken();
+            self.window.taken(&mut self.pool);
             match result {
                 Ok(n) if n > 0 => {
                     self.pool.set_filled(buffer, n);
@@ -189,6 +189,18 @@ impl Uring {
         opcode::Send::new(Fd(socket.0), bytes, len)
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .build()
+    }
+}
+
+/// What a poll found. The kernel adds POLLRDHUP to whatever is waited for, but an end that has only finished is not
+/// [`Interest::Gone`]: the poll is over then, and has found nothing. ([`Interest::Readable`] has POLLIN beside it.)
+#[expect(clippy::cast_sign_loss, reason = "event masks are bits")]
+const fn polled(result: Result<u32, Errno>) -> Result<(), Errno> {
+    const ONLY_FINISHED: u32 = libc::POLLRDHUP as u32;
+    match result {
+        Ok(ONLY_FINISHED) => Err(Errno::CANCELED),
+        Ok(_) => Ok(()),
+        Err(e) => Err(e),
     }
 }
 
