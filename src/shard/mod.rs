@@ -263,7 +263,7 @@ impl<D: Driver> Shard<D> {
         let pool = self.driver.pool();
         pool.trim();
         shard.buffers.set(pool.count() as u64);
-        shard.buffers_free.set(pool.free() as u64);
+        shard.buffers_free.set(pool.unused() as u64);
         self.sessions.trim();
     }
 
