@@ -1,6 +1,8 @@
 //! The way to a backend: past those that refuse, not for ever, and not for a client that has left.
 
-use crate::world::net::{Backend, BlackHole, End, connect, echo, free_address, read_all, reset};
+use crate::world::net::{
+    Backend, BlackHole, End, connect, connect_to_its_end, echo, free_address, reset,
+};
 use crate::world::proxy::Recipe;
 use crate::world::{assert_took, pause};
 use ringway::config::DataPath;
@@ -31,7 +33,7 @@ fn where_all_refuse_the_client_is_reset(path: DataPath) {
     for backends in [vec![free_address()], vec![free_address(), free_address()]] {
         let proxy = Recipe::new(path, &backends).start();
         for _ in 0..5 {
-            assert_eq!(read_all(&connect(proxy.at)), (vec![], End::Reset));
+            assert_eq!(connect_to_its_end(proxy.at), (vec![], End::Reset));
         }
         proxy.expect_ended(EndReason::ConnectRefused, 5);
         assert_eq!(proxy.sum(|r| r.connect_failed.get()), 15, "two retries each");
@@ -42,7 +44,7 @@ fn where_all_refuse_the_client_is_reset(path: DataPath) {
 fn where_all_refuse_the_client_is_closed_on_request(path: DataPath) {
     let recipe = Recipe::new(path, &[free_address()]).listener("on_backend_fail = \"close\"");
     let proxy = recipe.start();
-    assert_eq!(read_all(&connect(proxy.at)), (vec![], End::Eof));
+    assert_eq!(connect_to_its_end(proxy.at), (vec![], End::Eof));
     proxy.expect_ended(EndReason::ConnectRefused, 1);
 }
 
@@ -52,7 +54,7 @@ fn a_backend_that_does_not_answer_is_given_up(path: DataPath) {
         Recipe::new(path, &[hole.at()]).more("[timeouts]\nconnect_ms = 300").pool("retries = 1");
     let proxy = recipe.start();
     let began = Instant::now();
-    assert_eq!(read_all(&connect(proxy.at)), (vec![], End::Reset));
+    assert_eq!(connect_to_its_end(proxy.at), (vec![], End::Reset));
     assert_took(began, 590, 2000);
     proxy.expect_ended(EndReason::ConnectTimeout, 1);
     assert_eq!(proxy.sum(|r| r.connect_failed.get()), 2);

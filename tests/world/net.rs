@@ -82,6 +82,15 @@ pub fn read_all(mut stream: &TcpStream) -> (Vec<u8>, End) {
     }
 }
 
+/// Connects where nothing but the end is expected: a reset may come before the kernel has told of the connection.
+pub fn connect_to_its_end(to: SocketAddr) -> (Vec<u8>, End) {
+    match TcpStream::connect_timeout(&to, PATIENCE) {
+        Ok(stream) => read_all(&ready(stream)),
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => (vec![], End::Reset),
+        Err(e) => panic!("{e}"),
+    }
+}
+
 /// Sends `message` and reads as many bytes back. An error, or bytes that differ, as text.
 pub fn try_echo(mut stream: &TcpStream, message: &[u8]) -> Result<(), String> {
     let failed = |doing: &'static str| move |e: std::io::Error| format!("{doing}: {e}");
