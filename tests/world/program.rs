@@ -43,6 +43,12 @@ impl Process {
         assert!(sent.unwrap().success(), "SIG{name}");
     }
 
+    /// Ids of the processes it started, with spaces between; none where it has ended.
+    pub fn children(&self) -> String {
+        let id = self.id();
+        std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default()
+    }
+
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
@@ -73,6 +79,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("the process said:\n{}", self.said());
+        }
+        // What it runs itself (a tracer's program, another user's server) would outlive it.
+        for id in self.children().split_whitespace() {
+            let _ = Command::new("sh").args(["-c", &format!("kill -INT {id}")]).status();
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
