@@ -50,7 +50,7 @@ pub fn has_uring() -> bool {
 /// Says that something was not tested. Past the test harness, which keeps what passing tests print to itself.
 pub fn skipped(what: &str) {
     use std::io::Write as _;
-    writeln!(std::io::stderr(), "SKIPPED: {what}").unwrap();
+    std::io::stderr().write_all(format!("SKIPPED: {what}\n").as_bytes()).unwrap();
 }
 
 /// Whether a program is installed; says so on stderr where it is not.

@@ -194,7 +194,6 @@ impl Uring {
 
 /// What a poll found. The kernel adds POLLRDHUP to whatever is waited for, but an end that has only finished is not
 /// [`Interest::Gone`]: the poll is over then, and has found nothing. ([`Interest::Readable`] has POLLIN beside it.)
-#[expect(clippy::cast_sign_loss, reason = "event masks are bits")]
 const fn polled(result: Result<u32, Errno>) -> Result<(), Errno> {
     const ONLY_FINISHED: u32 = libc::POLLRDHUP as u32;
     match result {
