@@ -17,7 +17,7 @@ fn a_thousand_sessions(path: DataPath) {
 }
 
 #[test]
-#[ignore = "takes about a minute; run it alone"]
+#[ignore = "takes minutes; run it alone"]
 fn five_thousand_sessions() {
     sessions_leave_nothing_behind(DataPath::Epoll, 5000);
     if has_uring() {
