@@ -39,6 +39,7 @@ fn twenty_changes_of_the_data_path_cost_no_connection_and_no_byte() {
     });
     let per_second = opened.load(Relaxed) as f64 / began.elapsed().as_secs_f64();
     let echoes = live.stop();
+    eprintln!("{per_second:.0} sessions/s, {echoes} echoes of live sessions");
     assert!(per_second > 100.0 && echoes > 500, "{per_second:.0} sessions/s, {echoes} echoes");
     proxy.expect_empty();
     let board = proxy.running().board();
