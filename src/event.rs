@@ -97,8 +97,8 @@ end_reasons! {
 pub struct Ended {
     /// Unique in the process.
     pub session: u64,
-    /// The client's address.
-    pub client: SocketAddr,
+    /// The client's address; `None` where it had left before that was asked for.
+    pub client: Option<SocketAddr>,
     /// The listener it came in by.
     pub listener: Name,
     /// Pool, backend and its address; `None` where no backend was chosen.

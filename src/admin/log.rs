@@ -106,7 +106,7 @@ fn write(ended: &Ended) {
     let backend = ended.backend.as_ref();
     tracing::info!(
         session = ended.session,
-        client = %ended.client,
+        client = ended.client.map(tracing::field::display),
         listener = &*ended.listener,
         pool = backend.map(|(pool, _, _)| &**pool),
         backend = backend.map(|(_, name, _)| &**name),

@@ -42,6 +42,8 @@ pub struct Pool {
     buffer_bytes: u32,
     meta: Vec<Meta>,
     free: Vec<u16>,
+    /// Of those that are out, how many the kernel may fill.
+    published: usize,
     /// How short the stack of free buffers has been since memory was last given back: all below were not touched.
     lowest: usize,
 }
@@ -75,7 +77,14 @@ impl Pool {
             usize::from(count)
         ];
         let lowest = usize::from(count);
-        Ok(Self { memory, buffer_bytes, meta, free: (0..count).rev().collect(), lowest })
+        Ok(Self {
+            memory,
+            buffer_bytes,
+            meta,
+            free: (0..count).rev().collect(),
+            published: 0,
+            lowest,
+        })
     }
 
     /// Bytes of one buffer.
@@ -201,6 +210,24 @@ impl Pool {
         self.meta[usize::from(buffer)].out = true;
         self.lowest = self.lowest.min(self.free.len());
         Some(BufferId(buffer))
+    }
+
+    /// A free buffer for the kernel to fill: it is out, but holds nobody's bytes before [`withdraw`](Self::withdraw).
+    pub fn publish(&mut self) -> Option<BufferId> {
+        let buffer = self.take()?;
+        self.published += 1;
+        Some(buffer)
+    }
+
+    /// The kernel has filled one of the published buffers.
+    pub const fn withdraw(&mut self) {
+        self.published -= 1;
+    }
+
+    /// How many buffers hold nobody's bytes: the free and the published ones.
+    #[must_use]
+    pub fn unused(&self) -> usize {
+        self.free.len() + self.published
     }
 
     /// Fills an owned, empty buffer with as much of `bytes` as it holds; returns how much that was.

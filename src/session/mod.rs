@@ -52,7 +52,7 @@ pub struct Session {
     stage: Stage,
     snapshot: Arc<Snapshot>,
     route: Option<Arc<RouteTally>>,
-    /// Known where sessions are logged.
+    /// Known where sessions are logged, unless it had left before its session began.
     client: Option<Box<SocketAddr>>,
     id: u64,
     accepted: Time,
@@ -295,7 +295,9 @@ impl Session {
         route.open.sub(1);
         route.ended[why as usize].add(1);
         route.duration.record(duration_ns);
-        let client = *self.client.take()?;
+        if self.snapshot.config.log.session_every == 0 {
+            return None;
+        }
         let backend = self.backend.map(|at| {
             let pool = self.snapshot.pool(usize::from(at.pool));
             let backend = &pool.backends[usize::from(at.backend)];
@@ -303,7 +305,7 @@ impl Session {
         });
         Some(Ended {
             session: self.id,
-            client,
+            client: self.client.take().map(|address| *address),
             listener: Arc::clone(&self.listener().name),
             backend,
             arm: self.arm,

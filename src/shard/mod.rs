@@ -169,7 +169,8 @@ impl<D: Driver> Shard<D> {
         self.sessions.count()
     }
 
-    /// Looks for work without sleeping: at the hot sessions a few times, then at the driver. Whether those had something.
+    /// Looks for work without sleeping: at the hot sessions a few times, then at the driver. Whether the former had
+    /// something.
     fn look_again(&mut self) -> io::Result<bool> {
         let mut found = false;
         if !self.hot.is_empty() {
@@ -336,7 +337,7 @@ impl<D: Driver> Shard<D> {
         self.driver.trim();
         let pool = self.driver.pool();
         shard.buffers.set(pool.count() as u64);
-        shard.buffers_free.set(pool.free() as u64);
+        shard.buffers_free.set(pool.unused() as u64);
         self.sessions.trim();
         self.evict_rest();
     }

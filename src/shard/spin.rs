@@ -1,7 +1,7 @@
 //! When a shard looks for work without sleeping, and which sessions it then reads straight; pure.
 //!
-//! Waking a core that sleeps costs more than all else on the way of a message. So for a while after something moved the
-//! shard does not sleep. Looking in vain is paid from a budget that refills slowly, so a shard whose traffic is too sparse
+//! Waking a core that sleeps costs more than all else on the way of a message. So for a while after something moved
+//! the shard does not sleep. Looking in vain is paid from a budget that refills slowly, so a shard whose traffic is too sparse
 //! for it sleeps like any other. While it spins and a few sessions carry all the traffic, those are *hot*: read by
 //! recv(2), which sees bytes sooner than a completion does.
 
@@ -140,7 +140,8 @@ mod tests {
         assert!(!spin.wants(Time(5)));
     }
 
-    /// Messages further apart than the window: a second of them may cost what the budget holds and a part of the second.
+    /// Messages further apart than the window: a second of them may cost what the budget holds and a part of that
+    /// second.
     #[test]
     fn looking_in_vain_is_bounded() {
         let mut spin = Spin::new(100, Time(0));

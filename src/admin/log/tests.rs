@@ -6,7 +6,7 @@ use std::sync::mpsc;
 fn ended(session: u64) -> Ended {
     Ended {
         session,
-        client: "10.0.0.7:4242".parse().unwrap(),
+        client: Some("10.0.0.7:4242".parse().unwrap()),
         listener: "fix".into(),
         backend: Some(("stable".into(), "a".into(), "10.0.1.1:9000".parse().unwrap())),
         arm: Arm::Stable,

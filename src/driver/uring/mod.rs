@@ -182,7 +182,7 @@ impl Uring {
 
     fn received(&mut self, result: Result<u32, Errno>, buffer: Option<BufferId>) -> Received {
         if let Some(buffer) = buffer {
-            self.window.taken();
+            self.window.taken(&mut self.pool);
             match result {
                 Ok(n) if n > 0 => {
                     self.pool.set_filled(buffer, n);

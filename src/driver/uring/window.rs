@@ -66,8 +66,9 @@ impl Window {
     }
 
     /// The kernel has used one of the published buffers.
-    pub(super) const fn taken(&mut self) {
+    pub(super) const fn taken(&mut self, pool: &mut Pool) {
         self.published -= 1;
+        pool.withdraw();
     }
 
     /// How many buffers the kernel may fill.
@@ -105,7 +106,7 @@ impl Window {
             return;
         }
         while self.published < self.size {
-            let Some(buffer) = pool.take() else { break };
+            let Some(buffer) = pool.publish() else { break };
             self.put(buffer, pool);
         }
         // SAFETY: the tail overlays the first entry's spare field, is aligned for u16 and written by this thread alone.

@@ -1,0 +1,305 @@
+//! The program as its operators meet it: exit codes, what it prints, signals, and what a tracer sees.
+
+#![allow(clippy::disallowed_methods, reason = "a test waits for real time to pass")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod world;
+
+use ringway::config::DataPath;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use world::net::{Backend, connect, echo, finish, free_address, read_all, reset};
+use world::program::{Process, Program, RINGWAY, Ran, ringway, run};
+use world::proxy::{Recipe, scratch};
+use world::{has_program, has_uring, pause, until};
+
+/// Writes a config to a file, and runs `ringway` on it.
+fn with_config(command: Command, arguments: &[&str], text: &str) -> Ran {
+    let file = scratch("toml");
+    std::fs::write(&file, text).unwrap();
+    let mut command = command;
+    command.args(arguments).arg(&file);
+    let ran = run(command, 10_000);
+    std::fs::remove_file(file).unwrap();
+    ran
+}
+
+fn check(text: &str) -> Ran {
+    with_config(ringway(&[]), &["check"], text)
+}
+
+fn start(text: &str) -> Ran {
+    with_config(ringway(&[]), &["run", "--config"], text)
+}
+
+#[test]
+fn check_prints_every_fault_with_its_key() {
+    let good = Recipe::new(DataPath::Auto, &[free_address()]);
+    let ran = check(&good.text());
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let bad = good
+        .listener("canary_percent = 120\nbackloq = 10")
+        .pool("retries = 17")
+        .more("[timeouts]\nconnect_ms = 0\n[log]\nlevel = \"loud\"");
+    let ran = check(&bad.text());
+    assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{ran:?}");
+    let faults: Vec<&str> = ran.err.lines().collect();
+    assert_eq!(faults.len(), 6, "five, and how many: {faults:#?}");
+    let keys = [
+        ("listeners.orders.canary_percent", "120"),
+        ("listeners.orders.backloq", "backlog"),
+        ("pools.v1.retries", "17"),
+        ("timeouts.connect_ms", "0"),
+        ("log.level", "loud"),
+    ];
+    for (key, also) in keys {
+        assert!(faults.iter().any(|f| f.contains(key) && f.contains(also)), "{key}: {faults:#?}");
+    }
+    assert!(faults[5].ends_with("5 faults"), "{faults:#?}");
+    assert_eq!(start(&bad.text()).code, Some(64), "and it does not start with it");
+}
+
+#[test]
+fn each_way_not_to_start_has_its_line_and_its_code() {
+    let ran = run(ringway(&["run", "--config", "/nowhere/at/all.toml"]), 5000);
+    assert_eq!((ran.code, ran.err.lines().count()), (Some(66), 1), "{ran:?}");
+    assert!(ran.err.contains("/nowhere/at/all.toml"), "{ran:?}");
+    let ran = run(ringway(&["check", "/nowhere/at/all.toml"]), 5000);
+    assert_eq!(ran.code, Some(66), "{ran:?}");
+    assert_eq!(run(ringway(&["check"]), 5000).code, Some(64));
+    assert_eq!(run(ringway(&["walk"]), 5000).code, Some(64));
+    assert_eq!(run(ringway(&["--version"]), 5000).code, Some(0));
+
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let at = taken.local_addr().unwrap();
+    let mut recipe =
+        Recipe::new(DataPath::Epoll, &[free_address()]).more("[log]\nlevel = \"error\"");
+    recipe.bind = at;
+    let ran = start(&recipe.text());
+    assert_eq!((ran.code, ran.err.lines().count()), (Some(71), 1), "{ran:?}");
+    assert!(ran.err.contains("listeners.orders") && ran.err.contains(&at.to_string()), "{ran:?}");
+    recipe.bind = free_address();
+    let ran = start(&recipe.more(&format!("[admin]\nbind = \"{at}\"")).text());
+    assert_eq!((ran.code, ran.err.lines().count()), (Some(71), 1), "{ran:?}");
+    assert!(ran.err.contains("admin.bind") && ran.err.contains(&at.to_string()), "{ran:?}");
+}
+
+/// `ringway` on a kernel that refuses io_uring, as far as it can tell.
+fn refused_uring() -> Command {
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qqq", "-o", "/dev/null", "-e", "trace=io_uring_setup"]);
+    command.args(["-e", "inject=io_uring_setup:error=EPERM", RINGWAY]);
+    command
+}
+
+#[test]
+fn a_refused_io_uring_is_said_and_never_papered_over() {
+    if !has_program("strace") {
+        return;
+    }
+    let recipe = |path| Recipe::new(path, &[free_address()]).more("[log]\nlevel = \"error\"");
+    let ran = with_config(refused_uring(), &["run", "--config"], &recipe(DataPath::Uring).text());
+    assert_eq!((ran.code, ran.err.lines().count()), (Some(69), 1), "{ran:?}");
+    assert!(ran.err.contains("data_path") && ran.err.contains("io_uring"), "{ran:?}");
+
+    let backend = Backend::echo();
+    let (mut program, _) =
+        Program::start_with(Recipe::new(DataPath::Auto, &[backend.at]), refused_uring());
+    echo(&connect(program.at), b"on epoll");
+    let said = program.process.said();
+    let loud = said.lines().find(|l| l.contains("DATA PATH")).unwrap();
+    assert!(loud.contains("WARN") && loud.contains("path=\"epoll\""), "{loud}");
+    assert_eq!(program.metric("ringway_data_path_info", "path=\"epoll\""), 1.0);
+    // The tracer ends with its program.
+    let stop = format!("kill -TERM {}", program.process.children().trim());
+    assert!(Command::new("sh").args(["-c", &stop]).status().unwrap().success());
+    assert_eq!(program.process.wait(3000).code(), Some(0));
+}
+
+#[test]
+fn the_probe_speaks_to_people_and_to_programs() {
+    let ran = run(ringway(&["probe"]), 10_000);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.out.contains("multishot accept"), "{ran:?}");
+    let ran = run(ringway(&["probe", "--json"]), 10_000);
+    let report: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert!(report.is_object() && ran.code == Some(0), "{report}");
+}
+
+#[test]
+fn the_demo_shows_orders_and_ends_by_itself() {
+    let ran = run(ringway(&["demo", "--for", "3s"]), 15_000);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.out.contains("orders/s") && ran.out.contains("127.0.0.1:"), "{}", ran.out);
+    let rows = ran.out.lines().filter(|l| l.split_whitespace().next().is_some_and(is_number));
+    assert!(rows.count() >= 1, "{}", ran.out);
+}
+
+fn is_number(word: &str) -> bool {
+    word.chars().all(|c| c.is_ascii_digit() || c == '.' || c == ',')
+}
+
+#[test]
+fn the_order_engine_runs_alone() {
+    let at = free_address();
+    let mut engine = Process::start(ringway(&["order-engine", "--listen", &at.to_string()]));
+    until(5000, "it listens", || TcpStream::connect(at).is_ok());
+    let mut client = connect(at);
+    client.write_all(b"this is no order\n").unwrap();
+    let mut answer = [0; 512];
+    let bytes = client.read(&mut answer).unwrap();
+    let answer = String::from_utf8_lossy(&answer[..bytes]).into_owned();
+    let said: serde_json::Value =
+        serde_json::from_str(answer.lines().next().unwrap()).expect("JSON");
+    assert!(said.to_string().contains("reject"), "{said}");
+    engine.signal("TERM");
+    assert_eq!(engine.wait(5000).code(), Some(0));
+}
+
+#[test]
+fn a_hang_up_reloads_and_a_bad_file_is_logged_and_left() {
+    let (stable, canary) = (Backend::echo(), Backend::echo());
+    let recipe = Recipe::new(DataPath::Auto, &[stable.at]).canary(canary.at, "0");
+    let (program, mut recipe) = Program::start_with(recipe, ringway(&[]));
+    let live = connect(program.at);
+    echo(&live, b"before");
+    std::fs::write(&program.file, recipe.text().replace("retries", "x") + "\n[loq]\n").unwrap();
+    program.process.signal("HUP");
+    program.process.until_said("config refused, nothing was changed");
+    program.process.until_said("loq");
+    echo(&live, b"alive");
+    echo(&connect(program.at), b"served");
+    assert_eq!((stable.accepted(), canary.accepted()), (2, 0));
+
+    recipe.listener = recipe.listener.replace("percent = 0", "percent = 100");
+    std::fs::write(&program.file, recipe.text()).unwrap();
+    program.process.signal("HUP");
+    program.process.until_said("config reloaded");
+    echo(&connect(program.at), b"served");
+    assert_eq!((stable.accepted(), canary.accepted()), (2, 1));
+    echo(&live, b"alive");
+    assert_eq!(program.metric("ringway_reloads_total", "outcome=\"refused\""), 1.0);
+    assert_eq!(program.metric("ringway_reloads_total", "outcome=\"applied\""), 1.0);
+}
+
+/// What a session's line must say, beside the numbers that are checked by themselves.
+const FIELDS: [&str; 11] = [
+    "session",
+    "client",
+    "listener",
+    "pool",
+    "backend",
+    "backend_address",
+    "arm",
+    "up_bytes",
+    "down_bytes",
+    "duration_ms",
+    "why",
+];
+
+#[test]
+fn each_session_leaves_a_line_for_people() {
+    let backend = Backend::echo();
+    let program = Program::start(Recipe::new(DataPath::Auto, &[backend.at]));
+    let client = connect(program.at);
+    let address = client.local_addr().unwrap();
+    echo(&client, b"12345");
+    finish(&client);
+    read_all(&client);
+    reset(connect(program.at));
+    until(3000, "both are there", || program.process.said().matches("session ended").count() == 2);
+    let said = program.process.said();
+    let line = said.lines().find(|l| l.contains(&format!("client={address}"))).expect("its line");
+    for field in FIELDS.iter().chain(&["connect_us"]) {
+        assert!(line.contains(&format!(" {field}=")), "{field}: {line}");
+    }
+    let at = backend.at;
+    for value in
+        ["up_bytes=5", "down_bytes=5", "why=\"finished\"", &format!("backend_address={at}")]
+    {
+        assert!(line.contains(value), "{value}: {line}");
+    }
+    assert!(
+        said.contains("why=\"client_reset\"") || said.contains("why=\"client_left\""),
+        "{said}"
+    );
+}
+
+#[test]
+fn each_session_leaves_a_line_for_machines() {
+    let backend = Backend::echo();
+    let recipe = Recipe::new(DataPath::Auto, &[backend.at]).more("[log]\nformat = \"json\"");
+    let program = Program::start(recipe);
+    let client = connect(program.at);
+    echo(&client, b"12345");
+    drop(client);
+    program.process.until_said("session ended");
+    let said = program.process.said();
+    let lines: Vec<serde_json::Value> =
+        said.lines().map(|line| serde_json::from_str(line).expect("JSON, all of it")).collect();
+    let line = lines.iter().find(|l| l["message"] == "session ended").expect("its line");
+    for field in FIELDS.iter().chain(&["connect_us"]) {
+        assert!(!line[field].is_null(), "{field}: {line}");
+    }
+    assert_eq!(line["up_bytes"], 5);
+    assert_eq!(line["down_bytes"], 5);
+    assert_eq!(line["arm"], "stable");
+    assert_eq!(line["why"], "finished");
+    assert_eq!(line["backend_address"], backend.at.to_string());
+}
+
+#[test]
+fn a_busy_uring_shard_does_little_but_enter_its_ring() {
+    if !has_uring() || !has_program("strace") {
+        return;
+    }
+    let backend = Backend::echo();
+    let program = Program::start(Recipe::new(DataPath::Uring, &[backend.at]));
+    let stop = AtomicBool::new(false);
+    let table = std::thread::scope(|s| {
+        for _ in 0..16 {
+            s.spawn(|| {
+                let client = connect(program.at);
+                while !stop.load(Relaxed) {
+                    echo(&client, b"ping");
+                }
+            });
+        }
+        pause(200);
+        let threads = program.threads();
+        let (shard, _) = threads.iter().find(|(_, n)| n.starts_with("uring")).expect("a shard");
+        let mut strace = Command::new("strace");
+        strace.args(["-c", "-p", &shard.to_string()]);
+        let mut strace = Process::start(strace);
+        strace.until_said("attached");
+        pause(1000);
+        strace.signal("INT");
+        strace.wait(5000);
+        stop.store(true, Relaxed);
+        strace.said()
+    });
+    // Columns: % time, seconds, usecs/call, calls, [errors,] syscall.
+    let mut calls: Vec<(f64, &str)> = Vec::new();
+    for line in table.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = words.get(3).and_then(|word| word.parse().ok());
+        if let (Some(number), Some(name)) = (number, words.last()) {
+            calls.push((number, name));
+        }
+    }
+    let sum = |wanted: &dyn Fn(&str) -> bool| -> f64 {
+        calls.iter().filter(|(_, name)| wanted(name)).map(|(n, _)| n).sum()
+    };
+    let (all, enters) = (sum(&|name| name != "total"), sum(&|name| name == "io_uring_enter"));
+    assert!(enters > 100.0 && enters >= all * 0.95, "{table}");
+    let worker = |(_, name): &(u32, String)| name.starts_with("iou-wrk");
+    assert!(!program.threads().iter().any(worker), "{:?}", program.threads());
+    // Where nothing moves, nothing is done: a turn a second for upkeep.
+    pause(300);
+    let before = program.metric("ringway_shard_turns_total", "");
+    pause(2000);
+    let turns = program.metric("ringway_shard_turns_total", "") - before;
+    assert!(turns < 20.0, "{turns} turns in two idle seconds");
+}

@@ -1,0 +1,23 @@
+//! How Ringway behaves over real sockets, on each data path: one module a behaviour.
+
+#![allow(clippy::disallowed_methods, reason = "a test waits for real time to pass")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod world;
+
+#[path = "proxy/canary.rs"]
+mod canary;
+#[path = "proxy/dialing.rs"]
+mod dialing;
+#[path = "proxy/flips.rs"]
+mod flips;
+#[path = "proxy/hygiene.rs"]
+mod hygiene;
+#[path = "proxy/relay.rs"]
+mod relay;
+#[path = "proxy/reload.rs"]
+mod reload;
+#[path = "proxy/stop.rs"]
+mod stop;
+#[path = "proxy/timers.rs"]
+mod timers;

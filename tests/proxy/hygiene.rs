@@ -1,0 +1,92 @@
+//! What sessions took is given back when they end.
+
+use crate::world::net::{Pair, Stage, assert_same, noise};
+use crate::world::program::Program;
+use crate::world::proxy::Recipe;
+use crate::world::{has_uring, until};
+use ringway::config::DataPath;
+use ringway::driver::sys;
+use std::io::{Read, Write};
+
+crate::on_each_path!(a_thousand_sessions);
+
+const MESSAGES: u64 = 100;
+
+fn a_thousand_sessions(path: DataPath) {
+    sessions_leave_nothing_behind(path, 1000);
+}
+
+#[test]
+#[ignore = "takes minutes; run it alone"]
+fn five_thousand_sessions() {
+    sessions_leave_nothing_behind(DataPath::Epoll, 5000);
+    if has_uring() {
+        sessions_leave_nothing_behind(DataPath::Uring, 5000);
+    }
+}
+
+/// Opens them all, moves messages through each, and ends them: every other one from the backend's side.
+fn one_round(stage: &Stage, program: &Program, sessions: u64) {
+    let mut pairs: Vec<Pair> = (0..sessions).map(|_| stage.open(program.at)).collect();
+    for turn in 0..MESSAGES {
+        let message = |session: usize| noise(session as u64 * MESSAGES + turn, 60);
+        for (session, pair) in pairs.iter_mut().enumerate() {
+            pair.client.write_all(&message(session)).unwrap();
+        }
+        let mut got = [0; 60];
+        for pair in &mut pairs {
+            pair.backend.read_exact(&mut got).unwrap();
+            pair.backend.write_all(&got).unwrap();
+        }
+        for (session, pair) in pairs.iter_mut().enumerate() {
+            pair.client.read_exact(&mut got).unwrap();
+            assert_same(&got, &message(session));
+        }
+    }
+    assert_eq!(program.metric("ringway_shard_sessions", ""), sessions as f64);
+    for (session, Pair { client, backend }) in pairs.into_iter().enumerate() {
+        let (first, second) = if session % 2 == 0 { (client, backend) } else { (backend, client) };
+        drop(first);
+        drop(second);
+    }
+    until(5000, "all sessions end", || program.metric("ringway_shard_sessions", "") == 0.0);
+}
+
+/// Open descriptors, and kilobytes in memory.
+fn held(program: &Program) -> (usize, i64) {
+    let status = std::fs::read_to_string(program.proc("status")).unwrap();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
+    let kb = line.trim().trim_end_matches(" kB").parse().unwrap();
+    (std::fs::read_dir(program.proc("fd")).unwrap().count(), kb)
+}
+
+fn sessions_leave_nothing_behind(path: DataPath, sessions: u64) {
+    let descriptors = sys::raise_descriptor_limit();
+    assert!(descriptors > sessions * 3, "the limit of open files is {descriptors}");
+    let stage = Stage::new();
+    let recipe = Recipe::new(path, &[stage.at()]).more("[log]\nsession_every = 0");
+    let program = Program::start(recipe);
+    let idle = held(&program).0;
+    one_round(&stage, &program, sessions);
+    // Shards look after themselves once a second.
+    let settled = || {
+        let buffers = program.metric("ringway_buffers", "");
+        buffers > 0.0 && program.metric("ringway_buffers_free", "") == buffers
+    };
+    until(3000, "all buffers are free", settled);
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    // Its answers to this test linger for a moment.
+    until(3000, "descriptors are as before the first round", || held(&program).0 <= idle);
+    let before_kb = held(&program).1;
+    one_round(&stage, &program, sessions);
+    until(3000, "all buffers are free", settled);
+    until(3000, "memory is as it was", || held(&program).1 <= before_kb + 2048);
+    until(3000, "descriptors are as before the second round", || held(&program).0 <= idle);
+    assert_eq!(program.metric("ringway_sessions", ""), 0.0);
+    for metric in ["ringway_watchdog_total", "ringway_stale_completions_total"] {
+        assert_eq!(program.metric(metric, ""), 0.0, "{metric}");
+    }
+    let workers: Vec<_> =
+        program.threads().into_iter().filter(|(_, name)| name.starts_with("iou-wrk")).collect();
+    assert_eq!(workers, []);
+}

@@ -1,0 +1,106 @@
+//! A reload changes what it says and nothing else.
+
+use crate::world::net::{Backend, connect, echo, free_address};
+use crate::world::proxy::Recipe;
+use crate::world::until;
+use ringway::config::DataPath;
+use ringway::control::order::Answer;
+use std::net::{SocketAddr, TcpStream};
+
+crate::on_each_path!(
+    listeners_come_and_go,
+    a_bad_file_changes_nothing_and_says_all_that_is_wrong,
+    a_port_in_use_changes_nothing,
+    the_same_file_changes_nothing,
+    new_sessions_go_to_the_new_backends,
+);
+
+fn extra(at: SocketAddr) -> String {
+    format!("[listeners.extra]\nbind = \"{at}\"\nstable = \"v1\"")
+}
+
+fn done(answer: Answer) -> (u64, String) {
+    match answer {
+        Answer::Done { generation, what } => (generation, what),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn listeners_come_and_go(path: DataPath) {
+    let backend = Backend::echo();
+    let recipe = Recipe::new(path, &[backend.at]).shards(2);
+    let proxy = recipe.start();
+    let at = free_address();
+    assert!(TcpStream::connect(at).is_err(), "nobody listens yet");
+    for _ in 0..3 {
+        let (_, what) = done(proxy.reload(&recipe.clone().more(&extra(at)).text()));
+        assert!(what.contains(&format!("opened: [\"extra on {at}\"]")), "{what}");
+        let clients: Vec<_> = (0..10).map(|_| connect(at)).collect();
+        clients.iter().for_each(|client| echo(client, b"new"));
+
+        let (_, what) = done(proxy.reload(&recipe.text()));
+        assert!(what.contains(&format!("closed: [\"extra on {at}\"]")), "{what}");
+        until(1000, "it is refused", || TcpStream::connect(at).is_err());
+        clients.iter().for_each(|client| echo(client, b"alive"));
+        echo(&connect(proxy.at), b"the other listener is as it was");
+    }
+    proxy.expect_empty();
+}
+
+fn a_bad_file_changes_nothing_and_says_all_that_is_wrong(path: DataPath) {
+    let backend = Backend::echo();
+    let recipe = Recipe::new(path, &[backend.at]);
+    let proxy = recipe.start();
+    let live = connect(proxy.at);
+    let bad = recipe
+        .clone()
+        .listener("canary_percent = 101\nbackloq = 3")
+        .more(&format!("[timeouts]\nidle_ms = -1\n{}", extra(free_address())));
+    let Answer::Refused(faults) = proxy.reload(&bad.text()) else { panic!("it is bad") };
+    assert_eq!(faults.len(), 3, "{faults:#?}");
+    for words in ["canary_percent", "backlog", "timeouts.idle_ms"] {
+        assert!(faults.iter().any(|fault| fault.contains(words)), "{words}: {faults:#?}");
+    }
+    assert_eq!(proxy.generation(), 1);
+    echo(&live, b"alive");
+    echo(&connect(proxy.at), b"served");
+    done(proxy.reload(&recipe.more("[timeouts]\nidle_ms = 60_000").text()));
+    assert_eq!(proxy.generation(), 2, "and the next good one is taken");
+}
+
+fn a_port_in_use_changes_nothing(path: DataPath) {
+    let (backend, other) = (Backend::echo(), Backend::echo());
+    let recipe = Recipe::new(path, &[backend.at]);
+    let proxy = recipe.start();
+    let changed = recipe.more(&extra(other.at)).more("[timeouts]\nidle_ms = 60_000");
+    let Answer::Refused(faults) = proxy.reload(&changed.text()) else { panic!("it is in use") };
+    assert!(faults[0].contains(&other.at.to_string()), "{faults:?}");
+    assert_eq!(proxy.generation(), 1);
+    echo(&connect(proxy.at), b"served");
+}
+
+fn the_same_file_changes_nothing(path: DataPath) {
+    let backend = Backend::echo();
+    let recipe = Recipe::new(path, &[backend.at]);
+    let proxy = recipe.start();
+    let live = connect(proxy.at);
+    let (generation, what) = done(proxy.reload(&recipe.text()));
+    assert_eq!((generation, what.as_str()), (1, "nothing changed"));
+    let reformatted = format!("# a comment\n\n{}", recipe.text());
+    assert_eq!(done(proxy.reload(&reformatted)).0, 1);
+    echo(&live, b"alive");
+}
+
+fn new_sessions_go_to_the_new_backends(path: DataPath) {
+    let (old, new) = (Backend::echo(), Backend::echo());
+    let proxy = Recipe::new(path, &[old.at]).shards(2).start();
+    let live: Vec<_> = (0..20).map(|_| connect(proxy.at)).collect();
+    live.iter().for_each(|client| echo(client, b"before"));
+    let swapped = Recipe::new(path, &[new.at]).shards(2);
+    assert_eq!(done(proxy.reload(&swapped.text())).0, 2);
+    for _ in 0..20 {
+        echo(&connect(proxy.at), b"new");
+    }
+    live.iter().for_each(|client| echo(client, b"after"));
+    assert_eq!((old.accepted(), new.accepted()), (20, 20));
+}
