@@ -111,6 +111,8 @@ pub const FREEZE_MS: u64 = 250;
 pub const UPKEEP_MS: u64 = 1000;
 /// Descriptors kept free of sessions: for listeners, rings, the admin endpoint and its clients.
 pub const DESCRIPTORS_SPARE: u64 = 128;
+/// How long a listener that is being closed waits for connections that were being made.
+pub const CLOSE_AFTER_MS: u64 = 50;
 /// How long shards may take to end sessions that were told to, before the process ends without them.
 pub const CUT_MS_MAX: u64 = 3000;
 /// How long a listener rests after accept failed for want of descriptors or memory.

@@ -7,9 +7,10 @@
 use super::board::{Board, ShardEntry};
 use super::ports::Port;
 use super::{Cause, worker};
-use crate::config::{Config, Name};
+use crate::config::Config;
 use crate::driver::{Kind, ListenerId, Socket, sys};
 use crate::event::{EndReason, Ended};
+use crate::policy::snapshot::Snapshot;
 use crate::shard::mailbox::{Mail, Order};
 use crate::shard::placement::{Load, Neighbour};
 use crate::tally::Tally;
@@ -168,14 +169,14 @@ impl Fleet {
         }
     }
 
-    /// Gives a client that control accepted to the shard with the least load.
-    pub(super) fn adopt(&self, client: socket2::Socket, name: &Name) {
+    /// Gives a client that control accepted to the shard with the least load. It lives by `snapshot`, which has its
+    /// listener at this index.
+    pub(super) fn adopt(&self, client: socket2::Socket, snapshot: &Arc<Snapshot>, listener: u16) {
         let serving = self.serving_members();
         let Some(member) = serving.into_iter().min_by_key(|m| m.load.get()) else { return };
         member.load.add();
-        let client = Socket::owned(client);
-        let order = Order::Adopt { client, name: Arc::clone(name) };
-        if member.mail.send(order).is_err() {
+        let (client, snapshot) = (Socket::owned(client), Arc::clone(snapshot));
+        if member.mail.send(Order::Adopt { client, snapshot, listener }).is_err() {
             member.load.sub();
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::config::{Listener, Name, Tcp};
 use crate::driver::{ListenerId, sys};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
 
@@ -77,6 +77,25 @@ impl Port {
             set_options(socket, &listener.tcp).map_err(failed)?;
         }
         Ok(())
+    }
+
+    /// Has the kernel leave new connections unanswered, while those that are being made are finished: closing the sockets
+    /// would reset whoever came in a moment before. Who was not answered asks again, and then nobody listens.
+    pub(super) fn turn_away(&self) {
+        // Classic BPF (linux/filter.h) over the TCP header: a packet with SYN is dropped, any other is taken.
+        // It reads the byte of the flags.
+        let drop_syn = [
+            SockFilter::new(0x30, 0, 0, 13),
+            SockFilter::new(0x45, 0, 1, 0x02),
+            SockFilter::new(0x06, 0, 0, 0),
+            SockFilter::new(0x06, 0, 0, u32::MAX),
+        ];
+        for socket in &self.sockets {
+            if let Err(error) = socket.attach_filter(&drop_syn) {
+                tracing::warn!(listener = %self.name, %error,
+                    "new connections cannot be held off: some may be reset while the listener closes");
+            }
+        }
     }
 
     /// Takes the clients that wait in the kernel's queues, which closing the sockets would reset.

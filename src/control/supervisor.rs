@@ -26,8 +26,8 @@ pub(super) struct Supervisor {
     board: Arc<Board>,
     fleet: Fleet,
     ports: Vec<Port>,
-    /// Ports that are to be closed once all shards have let go of them.
-    closing: Vec<Port>,
+    /// Ports that are to be closed once all shards have let go of them and the last connections were made.
+    closing: Vec<Closing>,
     report: Report,
     /// The config as it was last read: what a reload is compared with.
     as_read: Config,
@@ -37,6 +37,15 @@ pub(super) struct Supervisor {
     stage: Stage,
     /// When shards panicked of late.
     panics: VecDeque<Time>,
+}
+
+/// A port on its way out.
+struct Closing {
+    port: Port,
+    /// Connections that were being made are made by then.
+    until: Time,
+    /// The last config that had its listener, and the listener's index in it.
+    came_in: Option<(Arc<Snapshot>, u16)>,
 }
 
 /// How far the stop has come.
@@ -93,6 +102,7 @@ impl Supervisor {
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Outcome::Failed,
             }
+            self.close_idle_ports();
             if let Some(outcome) = self.go_on_stopping() {
                 return outcome;
             }
@@ -112,6 +122,9 @@ impl Supervisor {
 
     /// How long to wait for a cause.
     fn patience(&self) -> Duration {
+        if !self.closing.is_empty() {
+            return Duration::from_millis(limits::CLOSE_AFTER_MS / 5);
+        }
         let until = match self.stage {
             Stage::Running | Stage::Closing => return Duration::from_secs(60),
             Stage::Grace(until) | Stage::Draining(until, _) | Stage::Cutting(until, ..) => until,
@@ -281,17 +294,25 @@ impl Supervisor {
 
     fn close(&mut self, port: Port) {
         tracing::info!(listener = %port.name, address = %port.bound, "closing");
-        if self.fleet.close(&port) {
-            self.closing.push(port);
-        } else {
-            self.take_waiting(&port);
-        }
+        port.turn_away();
+        self.fleet.close(&port);
+        let snapshot = self.board.snapshot.load_full();
+        let index = snapshot.listener(&port.name).and_then(|(at, _)| u16::try_from(at).ok());
+        let came_in = index.map(|index| (snapshot, index));
+        let until = sys::now().plus_ms(limits::CLOSE_AFTER_MS);
+        self.closing.push(Closing { port, until, came_in });
     }
 
-    /// Closes a port nobody serves any more. Clients that came in before it did are still served.
-    fn take_waiting(&self, port: &Port) {
-        for client in port.waiting() {
-            self.fleet.adopt(client, &port.name);
+    /// Closes the ports nobody serves any more. Clients that came in before are still served.
+    fn close_idle_ports(&mut self) {
+        let now = sys::now();
+        let fleet = &self.fleet;
+        let is_done = |c: &mut Closing| now >= c.until && !fleet.is_held(c.port.id);
+        for Closing { port, came_in, .. } in self.closing.extract_if(.., is_done) {
+            let Some((snapshot, listener)) = came_in else { continue };
+            for client in port.waiting() {
+                fleet.adopt(client, &snapshot, listener);
+            }
         }
     }
 
@@ -299,11 +320,6 @@ impl Supervisor {
         match said {
             Said::Released(id) => {
                 self.fleet.released(shard, id, &self.ports);
-                let done = self.closing.iter().position(|p| p.id == id);
-                if let Some(at) = done.filter(|_| !self.fleet.is_held(id)) {
-                    let port = self.closing.swap_remove(at);
-                    self.take_waiting(&port);
-                }
             }
             Said::AcceptFailed(id, errno) => {
                 let name = self.ports.iter().find(|p| p.id == id).map(|p| Arc::clone(&p.name));

@@ -16,6 +16,8 @@ pub(super) struct Gate {
     name: Name,
     socket: Socket,
     state: State,
+    /// The last config that had this listener: whoever comes in while it is being taken away lives by that.
+    snapshot: Arc<Snapshot>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +33,8 @@ enum State {
 impl<D: Driver> Shard<D> {
     pub(super) fn serve(&mut self, listener: ListenerId, name: Name, socket: Socket) {
         self.driver.accept(listener, &socket);
-        self.gates.push(Gate { listener, name, socket, state: State::Open });
+        let snapshot = self.parts.snapshot.load_full();
+        self.gates.push(Gate { listener, name, socket, state: State::Open, snapshot });
     }
 
     pub(super) fn release(&mut self, listener: ListenerId) {
@@ -62,14 +65,14 @@ impl<D: Driver> Shard<D> {
             }
             return;
         };
-        let name = Arc::clone(&self.gates[at].name);
+        let came_in = self.config_of(at);
         if !more {
             self.accept_ended(at, result.as_ref().err().copied());
         }
         match result {
             Ok(client) => {
                 self.parts.tally.shard.accepted.add(1);
-                self.place(client, &name);
+                self.place(client, came_in);
             }
             Err(Errno::CANCELED) => {}
             Err(e) if e.is_exhaustion() => self.parts.tally.shard.accept_failed_exhausted.add(1),
@@ -116,45 +119,60 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// The config a client of this gate lives by, and the listener's index in it. `None`: no config ever had it.
+    fn config_of(&mut self, at: usize) -> Option<(Arc<Snapshot>, u16)> {
+        let gate = &mut self.gates[at];
+        let now = self.parts.snapshot.load();
+        let found = now.listener(&gate.name);
+        if found.is_some() && now.number != gate.snapshot.number {
+            gate.snapshot = Arc::clone(&now);
+        }
+        let index = found.or_else(|| gate.snapshot.listener(&gate.name))?.0;
+        Some((Arc::clone(&gate.snapshot), u16::try_from(index).ok()?))
+    }
+
     /// Gives a new client to the shard that has least to do.
-    fn place(&mut self, client: Socket, name: &Name) {
+    fn place(&mut self, client: Socket, came_in: Option<(Arc<Snapshot>, u16)>) {
+        let Some((snapshot, listener)) = came_in else { return self.refuse(client) };
         let own = self.parts.load.get();
         let neighbours = Arc::clone(&self.neighbours);
         let Some(other) = placement::elsewhere(own, &neighbours) else {
             self.parts.load.add();
-            return self.adopt(client, name);
+            return self.adopt(client, snapshot, listener);
         };
         other.load.add();
-        let adopt = Order::Adopt { client, name: Arc::clone(name) };
-        match other.mail.send(adopt) {
+        match other.mail.send(Order::Adopt { client, snapshot, listener }) {
             Ok(()) => self.parts.tally.shard.placed_elsewhere.add(1),
             // It has just gone, and gives the order back.
-            Err(Order::Adopt { client, name }) => {
+            Err(Order::Adopt { client, snapshot, listener }) => {
                 other.load.sub();
                 self.parts.load.add();
-                self.adopt(client, &name);
+                self.adopt(client, snapshot, listener);
             }
             Err(_) => {}
         }
     }
 
+    /// Turns a client away: by a reset, so that nobody takes it for a session.
+    fn refuse(&mut self, client: Socket) {
+        self.parts.tally.shard.refused_full.add(1);
+        self.driver.abort(&client);
+        self.driver.close(None, client);
+    }
+
     /// Begins the session of a client that counts as this shard's load already.
-    pub(super) fn adopt(&mut self, client: Socket, name: &str) {
-        let snapshot: Arc<Snapshot> = self.parts.snapshot.load_full();
-        let admitted = snapshot.listener(name).map(|(at, _)| at).filter(|&at| snapshot.enter(at));
-        let key = admitted.and_then(|at| Some((at, self.sessions.reserve()?)));
-        let Some((at, key)) = key else {
-            // Refused: by a reset, so that nobody takes it for a session.
-            self.parts.tally.shard.refused_full.add(1);
+    pub(super) fn adopt(&mut self, client: Socket, snapshot: Arc<Snapshot>, listener: u16) {
+        let key = snapshot.enter(usize::from(listener)).then(|| self.sessions.reserve());
+        let Some(Some(key)) = key else {
+            if key.is_some() {
+                snapshot.leave(usize::from(listener));
+            }
             self.parts.load.sub();
-            self.driver.abort(&client);
-            self.driver.close(None, client);
-            return;
+            return self.refuse(client);
         };
         let id = self.next_id;
         self.next_id += 1;
         self.parts.tally.shard.sessions.add(1);
-        let listener = u16::try_from(at).expect("a config has at most 256 listeners");
         let session =
             Session::begin(&mut self.step_of(key), Birth { client, snapshot, listener, id });
         self.sessions.put(key, session);

@@ -24,8 +24,10 @@ pub enum Order {
     Adopt {
         /// Its socket.
         client: Socket,
-        /// Name of the listener it came in by.
-        name: crate::config::Name,
+        /// The config its session is to live by.
+        snapshot: std::sync::Arc<crate::policy::snapshot::Snapshot>,
+        /// Index into that config's listeners.
+        listener: u16,
     },
     /// Placement may hand clients to these shards.
     Neighbours(std::sync::Arc<[super::placement::Neighbour]>),

@@ -347,7 +347,9 @@ impl<D: Driver> Shard<D> {
             match order {
                 Order::Serve { listener, name, socket } => self.serve(listener, name, socket),
                 Order::Release(listener) => self.release(listener),
-                Order::Adopt { client, name } => self.adopt(client, &name),
+                Order::Adopt { client, snapshot, listener } => {
+                    self.adopt(client, snapshot, listener)
+                }
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
                 Order::Evict(to) => self.evict(to),
                 Order::Move { session, to } => self.move_one(session, to),
