@@ -156,14 +156,15 @@ fn probe(json: bool) -> ExitCode {
 /// Runs something that ends when a signal asks it to.
 fn until_stopped(run: impl FnOnce(Arc<AtomicBool>) -> Result<(), String>) -> ExitCode {
     let stop = Arc::new(AtomicBool::new(false));
-    let mut signals = match Signals::new([SIGINT, SIGTERM]) {
+    // A hang-up is how a proxy is told to reload; here it means nothing.
+    let mut signals = match Signals::new([SIGINT, SIGTERM, SIGHUP]) {
         Ok(signals) => signals,
         Err(e) => return fail(SYSTEM, &format!("signals cannot be received: {e}")),
     };
     let asked = Arc::clone(&stop);
     std::thread::spawn(move || {
-        for _ in signals.forever() {
-            asked.store(true, Relaxed);
+        for signal in signals.forever() {
+            asked.fetch_or(signal != SIGHUP, Relaxed);
         }
     });
     match run(stop) {

@@ -7,8 +7,8 @@ use crate::admin::log::SessionLog;
 use crate::config::Config;
 use crate::control::board::Board;
 use crate::control::order::Orders;
-use crate::control::{Control, Outcome, StartError};
-use std::net::{SocketAddr, TcpListener};
+use crate::control::{Control, Outcome, StartError, open_admin};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -33,8 +33,7 @@ impl Running {
         let bound = match &config.admin {
             None => None,
             Some(wanted) => {
-                let listener = TcpListener::bind(wanted.bind)
-                    .map_err(system(&format!("admin.bind: cannot listen on {}", wanted.bind)))?;
+                let listener = open_admin(wanted.bind).map_err(StartError::Port)?;
                 Some((listener, wanted.token.clone()))
             }
         };

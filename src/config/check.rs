@@ -94,12 +94,11 @@ fn check_binds(written: &Written, report: &mut Report) {
     }
 }
 
-/// Whether two sockets would listen for the same clients. `[::]` is taken to include IPv4, the kernel's default.
+/// Whether two sockets would listen for the same clients. `[::]` does not include IPv4: all sockets are of one family.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let holds = |wide: SocketAddr, narrow: SocketAddr| {
-        wide.ip().is_unspecified() && (wide.is_ipv6() || narrow.is_ipv4())
-    };
-    a.port() != 0 && a.port() == b.port() && (a.ip() == b.ip() || holds(a, b) || holds(b, a))
+    let same_place = a.port() == b.port() && a.is_ipv4() == b.is_ipv4();
+    let any = a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && same_place && (a.ip() == b.ip() || any)
 }
 
 fn check_listener(

@@ -206,15 +206,13 @@ fn an_address_is_bound_once() {
         with("127.0.0.1:9000"),
         ["listeners.zulu.bind = \"127.0.0.1:9000\": already bound by listeners.orders.bind"]
     );
-    for wide in ["0.0.0.0:9000", "[::]:9000"] {
-        assert_eq!(
-            with(wide),
-            [format!(
-                "listeners.zulu.bind = \"{wide}\": overlaps listeners.orders.bind = \"127.0.0.1:9000\""
-            )]
-        );
-    }
-    for other in ["127.0.0.1:0", "127.0.0.2:9000", "127.0.0.1:9001", "[::1]:9000"] {
+    assert_eq!(
+        with("0.0.0.0:9000"),
+        [
+            "listeners.zulu.bind = \"0.0.0.0:9000\": overlaps listeners.orders.bind = \"127.0.0.1:9000\""
+        ]
+    );
+    for other in ["127.0.0.1:0", "127.0.0.2:9000", "127.0.0.1:9001", "[::1]:9000", "[::]:9000"] {
         assert_eq!(with(other), Vec::<String>::new(), "{other}");
     }
     let any_port =

@@ -110,15 +110,25 @@ impl Fleet {
             }
         }
         self.introduce();
+        if carry {
+            self.carry();
+        } else {
+            self.tell_all(|| Order::Evict(None));
+        }
+        Ok(())
+    }
+
+    /// Carries the live sessions of all lanes to the shards that accept clients.
+    pub(super) fn carry(&self) {
         for lane in &self.lanes {
-            let heir = lane.shards.iter().find(|m| m.entry.kind == kind);
+            let heir = lane.shards.iter().find(|m| m.entry.kind == self.serving);
             for member in &lane.shards {
-                let goes = carry && member.entry.kind != kind;
+                let goes = member.entry.kind != self.serving;
                 let to = heir.filter(|_| goes).map(Member::as_neighbour);
+                // A shard that is gone has no sessions.
                 let _ = member.mail.send(Order::Evict(to));
             }
         }
-        Ok(())
     }
 
     /// Carries a live session to a shard, wherever it is. Whether there is such a shard.
@@ -178,6 +188,13 @@ impl Fleet {
         let (client, snapshot) = (Socket::owned(client), Arc::clone(snapshot));
         if member.mail.send(Order::Adopt { client, snapshot, listener }).is_err() {
             member.load.sub();
+        }
+    }
+
+    /// Wakes every shard, as it is to be once a second.
+    pub(super) fn tick(&self) {
+        for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
+            member.mail.tick();
         }
     }
 

@@ -26,7 +26,7 @@ use board::{Board, PathChoice};
 use fleet::Fleet;
 use order::{Answer, Order, Orders};
 use ports::Port;
-pub use ports::PortError;
+pub use ports::{PortError, open_admin};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -113,7 +113,7 @@ impl Control {
         file: Option<PathBuf>,
     ) -> Result<(Self, mpsc::Receiver<Ended>), StartError> {
         let as_read = config.clone();
-        let config = within_descriptors(config);
+        let config = within_descriptors(config, 0);
         let report = probe();
         let (kind, why) = pick(config.data_path, &report).map_err(StartError::DataPath)?;
         let wanted = config.data_path;
@@ -209,21 +209,23 @@ fn announce(board: &Board, wanted: DataPath, kind: Kind, why: String) {
     board.path.store(Some(Arc::new(PathChoice { wanted, kind, why })));
 }
 
-/// Lowers the session limits to what the limit of open descriptors allows, and says so: running out of descriptors in
-/// the middle of a session's opening is worse than turning a client away.
-fn within_descriptors(mut config: Config) -> Config {
+/// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle
+/// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already.
+fn within_descriptors(mut config: Config, in_force: u32) -> Config {
     let descriptors = sys::raise_descriptor_limit();
     let spare = limits::DESCRIPTORS_SPARE;
     let affordable = u32::try_from(descriptors.saturating_sub(spare) / 2).unwrap_or(u32::MAX);
     let wanted = config.limits.sessions_max;
     if wanted > affordable {
-        tracing::warn!(
-            wanted,
-            granted = affordable,
-            descriptors,
-            "limits.sessions_max is lowered: a session takes two descriptors; raise the limit of open files \
-             (ulimit -n, LimitNOFILE)"
-        );
+        if in_force != affordable {
+            tracing::warn!(
+                wanted,
+                granted = affordable,
+                descriptors,
+                "limits.sessions_max is lowered: a session takes two descriptors; raise the limit of open files \
+                 (ulimit -n, LimitNOFILE)"
+            );
+        }
         config.limits.sessions_max = affordable;
         for listener in &mut config.listeners {
             listener.sessions_max = listener.sessions_max.min(affordable);

@@ -1,11 +1,11 @@
 //! Listening sockets: one for each lane of the fleet, in one SO_REUSEPORT group a listener. Control owns them, so a
 //! shard that dies or hands over takes none with it.
 
-use crate::config::{Listener, Name, Tcp};
+use crate::config::{Listener, Name, Tcp, limits};
 use crate::driver::{ListenerId, sys};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 
 /// One listener's sockets, bound and listening.
 pub(super) struct Port {
@@ -21,17 +21,18 @@ pub(super) struct Port {
     pub(super) sockets: Vec<Socket>,
 }
 
-/// A listener that could not be opened: whose fault it is and what to do.
+/// A socket that could not listen: whose fault it is and what to do.
 #[derive(Debug)]
 pub struct PortError {
-    name: Name,
+    /// What of the config asks for it.
+    key: String,
     bind: SocketAddr,
     error: io::Error,
 }
 
 impl std::fmt::Display for PortError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { name, bind, error } = self;
+        let Self { key, bind, error } = self;
         let advice = match error.kind() {
             io::ErrorKind::AddrInUse => "another program listens there: stop it or change bind",
             io::ErrorKind::PermissionDenied => {
@@ -40,8 +41,27 @@ impl std::fmt::Display for PortError {
             io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
             _ => "the system refused it",
         };
-        write!(f, "listeners.{name}: cannot listen on {bind}: {error} ({advice})")
+        write!(f, "{key}: cannot listen on {bind}: {error} ({advice})")
     }
+}
+
+impl PortError {
+    fn of(listener: &Listener, error: io::Error) -> Self {
+        Self { key: format!("listeners.{}.bind", listener.name), bind: listener.bind, error }
+    }
+}
+
+/// A socket for the admin endpoint, which shares its port with nobody.
+///
+/// # Errors
+/// Where the address cannot be had.
+pub fn open_admin(bind: SocketAddr) -> Result<TcpListener, PortError> {
+    let open = || {
+        let socket = exclusive(bind)?;
+        socket.listen(backlog(limits::ADMIN_WAITING_MAX))?;
+        Ok(socket.into())
+    };
+    open().map_err(|error| PortError { key: "admin.bind".to_owned(), bind, error })
 }
 
 impl Port {
@@ -51,7 +71,7 @@ impl Port {
         listener: &Listener,
         lanes: usize,
     ) -> Result<Self, PortError> {
-        let failed = |error| PortError { name: listener.name.clone(), bind: listener.bind, error };
+        let failed = |error| PortError::of(listener, error);
         // Members of a reuseport group may be of any program of this user: without this look, a second Ringway would
         // silently share the port with the first.
         if listener.bind.port() != 0 {
@@ -71,7 +91,7 @@ impl Port {
 
     /// Sets what may change while it listens, for clients that come in from now on.
     pub(super) fn update(&self, listener: &Listener) -> Result<(), PortError> {
-        let failed = |error| PortError { name: listener.name.clone(), bind: listener.bind, error };
+        let failed = |error| PortError::of(listener, error);
         for socket in &self.sockets {
             socket.listen(backlog(listener.backlog)).map_err(failed)?;
             set_options(socket, &listener.tcp).map_err(failed)?;
@@ -79,8 +99,8 @@ impl Port {
         Ok(())
     }
 
-    /// Has the kernel leave new connections unanswered, while those that are being made are finished: closing the sockets
-    /// would reset whoever came in a moment before. Who was not answered asks again, and then nobody listens.
+    /// Has the kernel leave new connections unanswered, while those that are being made are finished: closing the
+    /// sockets would reset whoever came in a moment before. Who was not answered asks again, and then nobody listens.
     pub(super) fn turn_away(&self) {
         // Classic BPF (linux/filter.h) over the TCP header: a packet with SYN is dropped, any other is taken.
         // It reads the byte of the flags.
@@ -112,13 +132,14 @@ impl Port {
     }
 }
 
-/// Fails where somebody else holds the address.
-fn exclusive(address: SocketAddr) -> io::Result<()> {
+/// A socket that holds the address alone. It fails where somebody else does.
+fn exclusive(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // Connections of an earlier run that still linger are no reason to fail.
     socket.set_reuse_address(true)?;
     only_v6(&socket, address)?;
-    socket.bind(&address.into())
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 fn open(address: SocketAddr, waiting_max: u32, tcp: &Tcp) -> io::Result<Socket> {

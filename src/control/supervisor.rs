@@ -35,6 +35,8 @@ pub(super) struct Supervisor {
     notify: Notify,
     next_port: u16,
     stage: Stage,
+    /// When the shards are to be woken next.
+    tick_at: Time,
     /// When shards panicked of late.
     panics: VecDeque<Time>,
 }
@@ -85,6 +87,7 @@ impl Supervisor {
             notify,
             next_port,
             stage: Stage::Running,
+            tick_at: Time::default(),
             panics: VecDeque::new(),
         }
     }
@@ -103,6 +106,7 @@ impl Supervisor {
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Outcome::Failed,
             }
             self.close_idle_ports();
+            self.tick();
             if let Some(outcome) = self.go_on_stopping() {
                 return outcome;
             }
@@ -122,14 +126,25 @@ impl Supervisor {
 
     /// How long to wait for a cause.
     fn patience(&self) -> Duration {
-        if !self.closing.is_empty() {
-            return Duration::from_millis(limits::CLOSE_AFTER_MS / 5);
-        }
-        let until = match self.stage {
-            Stage::Running | Stage::Closing => return Duration::from_secs(60),
-            Stage::Grace(until) | Stage::Draining(until, _) | Stage::Cutting(until, ..) => until,
+        let now = sys::now();
+        let closing = (!self.closing.is_empty()).then(|| now.plus_ms(limits::CLOSE_AFTER_MS / 5));
+        let stage = match self.stage {
+            Stage::Running | Stage::Closing => None,
+            Stage::Grace(until) | Stage::Draining(until, _) | Stage::Cutting(until, ..) => {
+                Some(until)
+            }
         };
-        Duration::from_nanos(until.since_ns(sys::now()))
+        let until = [closing, stage].into_iter().flatten().fold(self.tick_at, Time::min);
+        Duration::from_nanos(until.since_ns(now))
+    }
+
+    /// Wakes the shards once a second, so that they need no timers of their own for what is not near.
+    fn tick(&mut self) {
+        let now = sys::now();
+        if now >= self.tick_at {
+            self.tick_at = now.plus_ms(limits::UPKEEP_MS);
+            self.fleet.tick();
+        }
     }
 
     fn follow(&mut self, order: Order) -> Answer {
@@ -186,6 +201,8 @@ impl Supervisor {
                 .serve_with(kind, &self.ports, carry)
                 .map_err(|e| format!("the {} shards could not start: {e}", kind.label()))?;
             self.board.path_changes.fetch_add(1, Relaxed);
+        } else if carry {
+            self.fleet.carry();
         }
         announce(&self.board, wanted, kind, why);
         let which = if carry { "all sessions" } else { "new sessions" };
@@ -226,7 +243,7 @@ impl Supervisor {
         let before = self.board.snapshot.load_full();
         let Plan { config, data_path, at_restart } =
             reload::plan(&self.as_read, &before.config, &new);
-        let config = within_descriptors(config);
+        let config = within_descriptors(config, before.config.limits.sessions_max);
         if config == before.config && data_path.is_none() {
             self.as_read = new;
             return Ok(with_restart("nothing changed".to_owned(), &at_restart));

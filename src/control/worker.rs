@@ -81,6 +81,7 @@ fn run<D: Driver>(
     let (id, causes) = (order.id, order.causes);
     let parts = Parts {
         id,
+        ticked: true,
         busy_poll_us: order.busy_poll_us,
         snapshot: order.snapshot,
         tally: order.tally,

@@ -74,6 +74,11 @@ impl Mail {
         (Self { orders, waker }, read)
     }
 
+    /// Wakes the shard without an order, for what it does once a second.
+    pub fn tick(&self) {
+        self.waker.wake();
+    }
+
     /// Sends an order.
     ///
     /// # Errors

@@ -40,6 +40,9 @@ pub struct Parts {
     pub id: usize,
     /// The snapshot in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Whether somebody wakes it once a second. Then it sets no timer of its own for what lies farther ahead:
+    /// arming one costs each sleep a twentieth of a message.
+    pub ticked: bool,
     /// How long it looks for work without sleeping after something moved, in microseconds; 0: not at all.
     pub busy_poll_us: u32,
     /// Its counters.
@@ -122,8 +125,8 @@ impl<D: Driver> Shard<D> {
         let mut found = spins && self.look_again()?;
         if !spins {
             self.cool_all();
-            let until = self.wake_at();
-            self.driver.turn(Some(until))?;
+            let (until, alarm) = self.wake_at();
+            self.driver.turn(alarm)?;
             self.look_at_clock(until);
             self.spin.slept(self.now);
         }
@@ -223,11 +226,14 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// The latest moment to wake, on the driver's clock.
-    fn wake_at(&self) -> Time {
-        let due = [self.timers.next(), Some(self.upkeep_at), self.next_gate()];
-        let due = due.into_iter().flatten().min().unwrap_or(self.upkeep_at);
-        due.min(self.now.plus_ms(limits::SLEEP_MS_MAX)) + self.frozen_ns
+    /// The latest moment to wake, on the driver's clock, and the timer that is needed for it.
+    fn wake_at(&self) -> (Time, Option<Time>) {
+        let latest = self.now.plus_ms(limits::SLEEP_MS_MAX);
+        let upkeep = Some(self.upkeep_at).filter(|_| !self.parts.ticked);
+        let due = [self.timers.next(), self.next_gate(), upkeep].into_iter().flatten().min();
+        let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;
+        let is_near = due.is_some_and(|due| due < latest) || !self.parts.ticked;
+        (until, is_near.then_some(until))
     }
 
     /// Reads the clock. A turn that ends long after it should have was stopped: that time does not count, so that no

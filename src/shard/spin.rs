@@ -1,7 +1,8 @@
 //! When a shard looks for work without sleeping, and which sessions it then reads straight; pure.
 //!
 //! Waking a core that sleeps costs more than all else on the way of a message. So for a while after something moved
-//! the shard does not sleep. Looking in vain is paid from a budget that refills slowly, so a shard whose traffic is too sparse
+//! the shard does not sleep. Looking in vain is paid from a budget that refills slowly, so a shard whose traffic is
+//! too sparse
 //! for it sleeps like any other. While it spins and a few sessions carry all the traffic, those are *hot*: read by
 //! recv(2), which sees bytes sooner than a completion does.
 
@@ -103,7 +104,7 @@ impl Heat {
         if self.known + self.others < limits::HEAT_SAMPLE {
             return Few::Same;
         }
-        let few = self.others <= limits::HOT_SESSIONS_MAX as u32;
+        let few = self.others as usize <= limits::HOT_SESSIONS_MAX;
         (self.known, self.others) = (0, 0);
         if few {
             return Few::Are(self.keys.clone());

@@ -1,6 +1,7 @@
 //! What the tests over real sockets share: clients and backends, a Ringway in this process, and one of its own.
 //!
-//! All traffic stays on 127.0.0.1, every wait is bounded, and nothing is shared between tests, so they run side by side.
+//! All traffic stays on 127.0.0.1, every wait is bounded, and nothing is shared between tests, so they run side
+//! by side.
 
 #![allow(dead_code, reason = "each test program uses its part of it")]
 #![allow(clippy::disallowed_methods, reason = "a test waits for real time to pass")]

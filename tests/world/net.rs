@@ -232,7 +232,8 @@ impl BlackHole {
         self.listener.local_addr().unwrap()
     }
 
-    /// Takes what fills the queue, so that the next attempt gets through; it comes by itself when the kernel tries again.
+    /// Takes what fills the queue, so that the next attempt gets through; it comes by itself when the kernel tries
+    /// again.
     pub fn let_in(&mut self) -> TcpStream {
         for _ in self.fill.drain(..) {
             drop(self.listener.accept().unwrap());
