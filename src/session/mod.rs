@@ -118,7 +118,13 @@ impl Session {
         session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
         match attached {
             Ok(()) => session.go_on_opening(step, None),
-            Err(_) => session.end(step, EndReason::NoDescriptors),
+            Err(_) => {
+                session.end(step, EndReason::NoDescriptors);
+                // The driver does not know it as this session's.
+                if let Some(client) = session.ends[Side::Client as usize].take() {
+                    step.driver.close(None, client);
+                }
+            }
         }
         session
     }
