@@ -390,7 +390,7 @@ impl Session {
     fn on_connected<D: Driver>(&mut self, step: &mut Step<'_, D>, result: Result<(), Errno>) {
         let Stage::Opening(opening) = &mut self.stage else {
             self.dirs[Side::Backend as usize].connecting = false;
-            return;
+            return self.give_up_backend(step);
         };
         opening.connecting = false;
         let result = if opening.gave_up { Err(Errno::TIMED_OUT) } else { result };
@@ -404,6 +404,7 @@ impl Session {
             }
             Err(e) => {
                 route.connect_failed.add(1);
+                self.give_up_backend(step);
                 if let Some(socket) = self.ends[Side::Backend as usize].take() {
                     step.driver.close(Some((step.key, Side::Backend)), socket);
                 }
@@ -412,6 +413,14 @@ impl Session {
                 }
                 self.go_on_opening(step, Some(Reply::Failed(e)));
             }
+        }
+    }
+
+    /// Resets a connection that nobody waits for any more. A cancelled connect may have succeeded all the same, and closed
+    /// in order it would look to the backend like a client that came and had nothing to say.
+    fn give_up_backend<D: Driver>(&self, step: &mut Step<'_, D>) {
+        if let Some(socket) = &self.ends[Side::Backend as usize] {
+            step.driver.abort(socket);
         }
     }
 
