@@ -158,6 +158,6 @@ impl<D: Driver> Shard<D> {
         let session =
             Session::begin(&mut self.step_of(key), Birth { client, snapshot, listener, id });
         self.sessions.put(key, session);
-        self.with_session(key, |_, _| {});
+        self.settle_in(key);
     }
 }

@@ -69,6 +69,8 @@ pub struct Shard<D> {
     upkeep_at: Time,
     next_id: u64,
     leaving: bool,
+    /// Why all sessions end, those included that are still on their way here.
+    ending: Option<EndReason>,
 }
 
 /// Whether the loop goes on.
@@ -97,6 +99,7 @@ impl<D: Driver> Shard<D> {
             upkeep_at: now,
             next_id: (parts.id as u64) << 48 | 1,
             leaving: false,
+            ending: None,
             driver,
             parts,
         }
@@ -279,6 +282,16 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Sees to what follows from a session's first step here.
+    fn settle_in(&mut self, key: Key) {
+        let ending = self.ending;
+        self.with_session(key, |session, step| {
+            if let Some(why) = ending {
+                session.end(step, why);
+            }
+        });
+    }
+
     /// Counts and logs a session that has ended.
     fn account(&self, session: &Session, ended: Option<Ended>) {
         session.snapshot().leave(usize::from(session.listener_index()));
@@ -292,6 +305,7 @@ impl<D: Driver> Shard<D> {
     }
 
     fn end_all(&mut self, why: EndReason) {
+        self.ending = Some(why);
         for key in self.sessions.keys() {
             self.with_session(key, |session, step| session.end(step, why));
         }

@@ -113,7 +113,7 @@ impl<D: Driver> Shard<D> {
                 shard.moves_in.add(1);
                 shard.pause.record((self.now + frozen_ns).since_ns(since));
                 self.sessions.put(key, session);
-                self.with_session(key, |_, _| {});
+                self.settle_in(key);
             }
             Err(parcel) => {
                 self.sessions.unreserve(key);
