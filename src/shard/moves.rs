@@ -11,6 +11,7 @@ use crate::driver::{Driver, Key};
 use crate::session::parcel::Parcel;
 use crate::session::{Session, Step};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Which sessions are on their way out.
 #[derive(Default)]
@@ -96,6 +97,8 @@ impl<D: Driver> Shard<D> {
             Err(Order::Attach(parcel, _)) => {
                 to.load.sub();
                 self.parts.load.add();
+                self.parts.tally.shard.moves_failed.add(1);
+                self.moves.evict_to.take_if(|evict_to| Arc::ptr_eq(&evict_to.load, &to.load));
                 self.attach(parcel, None);
             }
             Err(_) => {}
@@ -110,7 +113,8 @@ impl<D: Driver> Shard<D> {
             Ok(session) => {
                 let shard = &self.parts.tally.shard;
                 shard.sessions.add(1);
-                shard.moves_in.add(1);
+                // One without a home has come home.
+                shard.moves_in.add(u64::from(home.is_some()));
                 shard.pause.record((self.now + frozen_ns).since_ns(since));
                 self.sessions.put(key, session);
                 self.settle_in(key);
