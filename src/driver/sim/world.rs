@@ -5,7 +5,7 @@ use super::faults::{Fault, Faults};
 use super::op::{Attempt, End, Op, Verb};
 use super::pipe::Way;
 use super::rng::{Rng, mix};
-use super::script::{Answer, Backend, Reading, Script};
+use super::script::{Answer, Backend, Reading, Script, Step};
 use super::trace::{Note, Trace};
 use crate::driver::{Errno, ListenerId, Socket};
 use crate::time::Time;
@@ -145,13 +145,10 @@ impl World {
         self.faults = Faults::none();
         for (backend, _) in self.backends.values_mut() {
             backend.answers = vec![(Time(0), Answer::Accept { after_ns: 0 })];
+            backend.scripts.iter_mut().for_each(|script| heal(&mut script.0));
         }
         for id in self.ids() {
-            for step in &mut self.conns[id.index()].far.script {
-                if let super::script::Step::Reading(reading) = step {
-                    *reading = Reading::Eager;
-                }
-            }
+            heal(&mut self.conns[id.index()].far.script);
             self.conns[id.index()].far.reading = Reading::Eager;
             self.far_read_as_it_does(id);
             self.far_run(id);
@@ -423,6 +420,15 @@ impl World {
     pub(super) fn kick_conn(&mut self, id: ConnId) {
         if let Some(number) = self.conns[id.index()].socket {
             self.kick(number);
+        }
+    }
+}
+
+/// Lets a far end read whatever comes.
+fn heal(script: &mut [Step]) {
+    for step in script {
+        if let Step::Reading(reading) = step {
+            *reading = Reading::Eager;
         }
     }
 }
