@@ -13,6 +13,7 @@ pub mod opening;
 pub mod parcel;
 pub mod relay;
 pub mod routes;
+pub(crate) mod sabotage;
 
 use crate::config::{Hop, Listener, OnBackendFail, limits};
 use crate::driver::{Completion, Driver, Errno, Interest, Key, Op, Side, Socket};
@@ -23,6 +24,7 @@ use crate::time::Time;
 use opening::{Opening, Question, Reply};
 use relay::Dir;
 use routes::Routes;
+use sabotage::Mutation;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -255,7 +257,7 @@ impl Session {
             Stage::Ending { .. } => Rest::Ended,
         };
         let in_flight = self.watching || !self.dirs.iter().all(Dir::at_rest);
-        if in_flight { Rest::None } else { rest }
+        if in_flight && !sabotage::is(Mutation::ClosedInFlight) { Rest::None } else { rest }
     }
 
     /// Whether it comes to rest, to be carried elsewhere.
@@ -323,6 +325,12 @@ impl Session {
     #[must_use]
     pub const fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
+    }
+
+    /// How many bytes each direction holds, by its own count and by its buffers.
+    #[cfg(test)]
+    pub(crate) fn held(&self, pool: &crate::driver::pool::Pool) -> [(u64, u64); 2] {
+        self.dirs.each_ref().map(|dir| dir.held(pool))
     }
 
     /// Index into its snapshot's listeners.
@@ -487,9 +495,10 @@ impl Session {
 }
 
 /// Whether an end for this reason is shown as a reset.
-const fn is_reset(why: EndReason, on_backend_fail: OnBackendFail) -> bool {
+fn is_reset(why: EndReason, on_backend_fail: OnBackendFail) -> bool {
     use EndReason as E;
     match why {
+        _ if sabotage::is(Mutation::ResetAsEnd) => false,
         E::Finished | E::Idle | E::HalfClosed | E::Age | E::Drained | E::Stopped => false,
         E::ClientReset | E::BackendReset | E::ClientVanished | E::BackendVanished => true,
         E::ClientLeft | E::Full | E::ShardFailed => true,

@@ -4,6 +4,7 @@
 //! finished or cut short and its unsent tail kept. Then nothing of it is in flight, and it can be [packed](Session::pack)
 //! and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes back as it was.
 
+use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};
 use crate::event::{Arm, Ended};
@@ -117,8 +118,14 @@ impl Session {
         let pool = step.driver.pool();
         let dirs = Side::BOTH.map(|side| {
             let dir = &mut self.dirs[side as usize];
-            let tail = dir.empty(pool);
-            Half { tail, bytes: dir.bytes, eof: dir.eof, finished: dir.finished }
+            let mut tail = dir.empty(pool);
+            match () {
+                () if sabotage::is(Mutation::TailLost) => tail.clear(),
+                () if sabotage::is(Mutation::TailDoubled) => tail.extend_from_within(..),
+                () => {}
+            }
+            let finished = dir.finished || dir.eof && sabotage::is(Mutation::EndForgotten);
+            Half { tail, bytes: dir.bytes, eof: dir.eof, finished }
         });
         let since = match self.stage {
             Stage::Settling { since } => since,

@@ -10,6 +10,8 @@ pub mod accept;
 pub mod mailbox;
 mod moves;
 pub mod placement;
+#[cfg(test)]
+mod simulation;
 pub mod table;
 pub mod timers;
 
@@ -18,6 +20,7 @@ use crate::driver::{Completion, Counters, Driver, Key, Side};
 use crate::event::{EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
 use crate::session::routes::Routes;
+use crate::session::sabotage::{self, Mutation};
 use crate::session::{Rest, Session, Step};
 use crate::tally::Tally;
 use crate::time::Time;
@@ -202,7 +205,7 @@ impl<D: Driver> Shard<D> {
             Rest::Ended => self.bury(key),
             Rest::Settled => self.depart(key),
             Rest::None => {
-                if std::mem::take(&mut session.retime) {
+                if std::mem::take(&mut session.retime) && !sabotage::is(Mutation::TimerNeverSet) {
                     match session.deadline() {
                         Some(at) => self.timers.set(key.slot, at),
                         None => self.timers.clear(key.slot),

@@ -75,6 +75,10 @@ pub struct World {
     pub(super) running: usize,
     trace: Trace,
     digest: u64,
+    /// Completions of an earlier generation that were handed out.
+    pub(super) stale: u64,
+    /// Clients whose address could not be told.
+    pub(super) addresses_gone: u64,
 }
 
 impl World {
@@ -94,6 +98,8 @@ impl World {
             running: 0,
             trace: Trace::default(),
             digest: seed,
+            stale: 0,
+            addresses_gone: 0,
         }))
     }
 
@@ -185,6 +191,18 @@ impl World {
             }
         }
         found
+    }
+
+    /// How many completions of an earlier generation of a slot were handed out ([`Fault::Stale`]).
+    #[must_use]
+    pub const fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    /// How many clients were asked for their address and had gone.
+    #[must_use]
+    pub const fn addresses_gone(&self) -> u64 {
+        self.addresses_gone
     }
 
     /// Numbers of the sockets that are open.
