@@ -100,6 +100,8 @@ pub const ACCEPT_REST_MS: u64 = 100;
 pub const ENDING_MS_MAX: u64 = 1000;
 /// How long a session may take to come to rest before its move is given up and it goes on where it is.
 pub const SETTLE_MS_MAX: u64 = 1000;
+/// How often a session is tried again that came back from a move when its own shard had no room for it either.
+pub const PARKED_RETRY_MS: u64 = 10;
 /// Sessions of one shard that come to rest at once: each pause stays short.
 pub const SETTLING_MAX: usize = 32;
 /// How long a connect goes on before the client is watched for having left.
@@ -162,7 +164,8 @@ pub const FLOW_ANSWER_MS_MAX: u64 = 1_000;
 /// How long a session of the order flow rests after an error.
 pub const FLOW_REST_MS: u64 = 100;
 
-const _: () = assert!(WINDOW_MIN <= BUFFERS_MIN / 2, "the window leaves buffers for what is carried here");
+const _: () =
+    assert!(WINDOW_MIN <= BUFFERS_MIN / 2, "the window leaves buffers for what is carried here");
 const _: () = assert!(HIGH_WATER_DEFAULT >= BUFFER_BYTES_DEFAULT, "a receive may fill a buffer");
 const _: () = assert!(CQ_ENTRIES >= 4 * SQ_ENTRIES, "completions may not overflow");
 const _: () = assert!(WINDOW_MAX.is_power_of_two() && WINDOW_MAX <= 32_768);

@@ -172,7 +172,9 @@ impl Fleet {
     pub(super) fn adopt(&self, client: socket2::Socket, name: &Name) {
         let serving = self.serving_members();
         let Some(member) = serving.into_iter().min_by_key(|m| m.load.get()) else { return };
-        member.load.add();
+        if !member.load.promise() {
+            return;
+        }
         let client = Socket::owned(client);
         let order = Order::Adopt { client, name: Arc::clone(name) };
         if member.mail.send(order).is_err() {

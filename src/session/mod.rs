@@ -311,13 +311,13 @@ impl Session {
         })
     }
 
-    /// Resets both ends at once, whatever is in flight, and counts it: its shard has failed, and its driver is about to go.
-    pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>) -> Option<Ended> {
+    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go.
+    pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) -> Option<Ended> {
         for socket in self.ends.iter_mut().filter_map(Option::take) {
             step.driver.abort(&socket);
             step.driver.close(None, socket);
         }
-        self.stage = Stage::Ending { why: EndReason::ShardFailed, since: step.now };
+        self.stage = Stage::Ending { why, since: step.now };
         self.bury(step)
     }
 

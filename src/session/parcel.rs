@@ -7,7 +7,7 @@
 use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};
-use crate::event::{Arm, Ended};
+use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::{BackendIndex, Snapshot};
 use crate::time::Time;
 use std::net::SocketAddr;
@@ -184,14 +184,15 @@ impl Session {
         session
     }
 
-    /// Closes the sockets of a parcel that nobody has room for, and counts its session.
+    /// Resets both ends of a parcel that will not go on, and counts its session.
     pub fn lose<D: Driver>(
         step: &mut Step<'_, D>,
         parcel: Parcel,
         frozen_ns: u64,
+        why: EndReason,
     ) -> (Self, Option<Ended>) {
         let mut session = Self::without_tails(step, parcel, frozen_ns);
-        let ended = session.abandon(step);
+        let ended = session.abandon(step, why);
         (session, ended)
     }
 

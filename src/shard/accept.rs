@@ -120,7 +120,8 @@ impl<D: Driver> Shard<D> {
     fn place(&mut self, client: Socket, name: &Name) {
         let own = self.parts.load.get();
         let neighbours = Arc::clone(&self.neighbours);
-        let Some(other) = placement::elsewhere(own, &neighbours) else {
+        let other = placement::elsewhere(own, &neighbours).filter(|other| other.load.promise());
+        let Some(other) = other else {
             self.parts.load.add();
             return self.adopt(client, name);
         };

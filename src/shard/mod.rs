@@ -123,11 +123,13 @@ impl<D: Driver> Shard<D> {
         self.feed_starved();
         self.fire_timers();
         self.keep_moving();
+        self.retry_parked();
         if self.now >= self.upkeep_at {
             self.keep_up();
         }
         self.parts.tally.shard.turns.add(1);
-        if self.leaving && self.sessions.count() == 0 && self.gates.is_empty() {
+        // What was promised to it counts as its load until it has ended, so that nothing is lost in its mailbox.
+        if self.leaving && self.gates.is_empty() && self.parts.load.leave() {
             (self.parts.report)(Report::Gone);
             return Ok(Flow::Left);
         }
@@ -138,9 +140,10 @@ impl<D: Driver> Shard<D> {
     pub fn abandon(&mut self) {
         for key in self.sessions.keys() {
             let Some(mut session) = self.sessions.take(key) else { continue };
-            let ended = session.abandon(&mut self.step_of(key));
+            let ended = session.abandon(&mut self.step_of(key), EndReason::ShardFailed);
             self.account(&session, ended);
         }
+        self.lose_parked(EndReason::ShardFailed);
     }
 
     /// Its driver, for tests that own the world behind it.
@@ -156,7 +159,7 @@ impl<D: Driver> Shard<D> {
 
     /// The latest moment to wake, on the driver's clock.
     fn wake_at(&self) -> Time {
-        let due = [self.timers.next(), Some(self.upkeep_at), self.next_gate()];
+        let due = [self.timers.next(), Some(self.upkeep_at), self.next_gate(), self.next_retry()];
         let due = due.into_iter().flatten().min().unwrap_or(self.upkeep_at);
         due.min(self.now.plus_ms(limits::SLEEP_MS_MAX)) + self.frozen_ns
     }
@@ -309,6 +312,7 @@ impl<D: Driver> Shard<D> {
 
     fn end_all(&mut self, why: EndReason) {
         self.ending = Some(why);
+        self.lose_parked(why);
         for key in self.sessions.keys() {
             self.with_session(key, |session, step| session.end(step, why));
         }
