@@ -77,7 +77,14 @@ impl Pool {
         ];
         let lowest = usize::from(count);
         let page_bytes = page_bytes();
-        Ok(Self { memory, buffer_bytes, page_bytes, meta, free: (0..count).rev().collect(), lowest })
+        Ok(Self {
+            memory,
+            buffer_bytes,
+            page_bytes,
+            meta,
+            free: (0..count).rev().collect(),
+            lowest,
+        })
     }
 
     /// Bytes of one buffer.
@@ -295,7 +302,8 @@ mod tests {
             for buffer in &all {
                 pool.fill(*buffer, &vec![7; buffer_bytes as usize]);
             }
-            let (kept, free): (Vec<&BufferId>, Vec<&BufferId>) = all.iter().partition(|it| it.0 % 2 == 1);
+            let (kept, free): (Vec<&BufferId>, Vec<&BufferId>) =
+                all.iter().partition(|it| it.0 % 2 == 1);
             free.into_iter().for_each(|buffer| pool.give_back(*buffer));
             pool.trim();
             for buffer in kept {

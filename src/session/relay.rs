@@ -76,7 +76,7 @@ impl Dir {
         let mut next = self.queue.map(|(first, _)| first);
         while let Some(buffer) = next {
             bytes += u64::from(pool.filled(buffer));
-            next = pool.next(buffer);
+            next = pool.next(buffer).filter(|_| Some(buffer) != self.queue.map(|(_, last)| last));
         }
         (u64::from(self.queued), bytes)
     }

@@ -125,7 +125,6 @@ impl<D: Driver> Shard<D> {
             self.parts.load.add();
             return self.adopt(client, name);
         };
-        other.load.add();
         let adopt = Order::Adopt { client, name: Arc::clone(name) };
         match other.mail.send(adopt) {
             Ok(()) => self.parts.tally.shard.placed_elsewhere.add(1),

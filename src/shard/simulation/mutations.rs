@@ -5,23 +5,23 @@ use super::plan::Plan;
 use crate::session::sabotage::{self, Mutation};
 
 /// Within how many seeds a fault is caught.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 20_000;
 
 /// Each fault, and what catches it first.
 const CAUGHT: [(Mutation, &[Property]); 13] = [
-    (Mutation::LostWakeUp, &[Property::Starvation]),
+    (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness]),
     (Mutation::ClosedInFlight, &[Property::Contract]),
     (Mutation::DoubleGiveBack, &[Property::Contract]),
     (Mutation::EndBeforeBytes, &[Property::Contract]),
     (Mutation::CreditIgnored, &[Property::Bound]),
     (Mutation::ResetAsEnd, &[Property::CleanEnd]),
-    (Mutation::StarvedForgotten, &[Property::Starvation]),
+    (Mutation::StarvedForgotten, &[Property::Starvation, Property::Liveness]),
     (Mutation::TimerNeverSet, &[Property::Deadline]),
     (Mutation::WrongOrder, &[Property::Bytes]),
     (Mutation::CountedTwice, &[Property::Tally]),
     (Mutation::TailLost, &[Property::Bytes]),
     (Mutation::TailDoubled, &[Property::Bytes]),
-    (Mutation::EndForgotten, &[Property::Starvation]),
+    (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness]),
 ];
 
 #[test]

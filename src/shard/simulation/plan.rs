@@ -103,10 +103,11 @@ impl Plan {
                     .collect(),
             })
             .collect();
-        let orders = (0..rng.index(7))
+        let most = rng.pick(&[1, 4, 12, 40]);
+        let orders = (0..rng.index(most))
             .map(|_| {
                 let when = if rng.chance(Rate::HALF) {
-                    When::Round(rng.log_within(1, 4000))
+                    When::Round(rng.log_within(1, 1000))
                 } else {
                     When::Ms(rng.log_within(1, 20_000))
                 };

@@ -207,7 +207,7 @@ impl Run {
     }
 
     fn load(&self) -> u32 {
-        self.members.iter().map(|m| m.home.load.get()).sum()
+        self.members.iter().filter(|m| m.shard.is_some()).map(|m| m.home.load.get()).sum()
     }
 
     fn all_left(&self) -> bool {
