@@ -147,6 +147,9 @@ impl<D: Driver> Shard<D> {
             // Refused: by a reset, so that nobody takes it for a session.
             self.parts.tally.shard.refused_full.add(1);
             self.parts.load.sub();
+            if let Some(at) = admitted {
+                snapshot.leave(at);
+            }
             self.driver.abort(&client);
             self.driver.close(None, client);
             return;
