@@ -82,7 +82,7 @@ impl Dir {
     }
 
     /// Queues a buffer too early: what [`Mutation::WrongOrder`] does.
-    fn push_behind_first(&mut self, pool: &mut Pool, buffer: BufferId) {
+    fn push_behind_first(&self, pool: &mut Pool, buffer: BufferId) {
         let Some((first, _)) = self.queue else { return };
         if let Some(second) = pool.next(first) {
             pool.set_next(buffer, second);

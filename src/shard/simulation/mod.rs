@@ -27,7 +27,7 @@ const FOUND: [u64; 8] = [14_867, 18_232, 20_123, 30_191, 41_846, 58_090, 79_493,
 fn outcome(plan: Plan) -> Result<u64, Failure> {
     let ran = catch_unwind(AssertUnwindSafe(|| {
         let mut run = Run::new(plan);
-        run.to_its_end()?;
+        run.through()?;
         let digest = run.world.borrow().digest();
         Ok(digest)
     }));
@@ -89,7 +89,7 @@ fn replayed() -> bool {
     let plan = Plan::drawn_from(seed);
     say(&format!("seed {seed}:\n{plan}"));
     let mut run = Run::new(plan.clone());
-    let ran = catch_unwind(AssertUnwindSafe(|| run.to_its_end()));
+    let ran = catch_unwind(AssertUnwindSafe(|| run.through()));
     say(&run.world.borrow().trace());
     match ran {
         Ok(Ok(())) => say("every property holds"),

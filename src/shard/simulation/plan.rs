@@ -214,7 +214,7 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         canary_percent: Percent::from_hundredths(percent).expect("it is at most a whole"),
         on_backend_fail: rng.pick(&[OnBackendFail::Reset, OnBackendFail::Close]),
         hop: rng.pick(&[Hop::Auto, Hop::Multishot, Hop::Linked, Hop::Oneshot]),
-        sessions_max: if rng.chance(Rate::one_in(8)) { 1 + rng.below(6) as u32 } else { 1000 },
+        sessions_max: if rng.chance(Rate::one_in(8)) { rng.pick(&[1, 2, 4, 6]) } else { 1000 },
         timeouts: drawn_timeouts(rng),
         tcp: TCP,
     });
@@ -280,7 +280,7 @@ fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]
     match rng.below(16) {
         0..3 => {
             let sessions_max = if rng.chance(Rate::one_in(4)) { 3 } else { 1000 };
-            let high_water_bytes = limits.buffer_bytes + rng.below(32 * 1024) as u32;
+            let high_water_bytes = limits.buffer_bytes + rng.pick(&[0, 100, 4000, 32_000]);
             let limits = Limits { sessions_max, high_water_bytes, ..limits.clone() };
             Told::Reload(Box::new(drawn_config(rng, limits, percents)))
         }

@@ -156,7 +156,7 @@ impl Run {
     }
 
     /// The whole run.
-    pub(super) fn to_its_end(&mut self) -> Result<(), Failure> {
+    pub(super) fn through(&mut self) -> Result<(), Failure> {
         let heals = Time(1_000_000_000).plus_ms(self.plan.heals_ms);
         while self.now() < heals && !self.all_left() {
             self.round()?;
@@ -233,7 +233,7 @@ impl Run {
         }
         self.hear();
         self.journal.extend(self.records.try_iter());
-        if self.rounds % 16 == 0 {
+        if self.rounds.is_multiple_of(16) {
             self.watch
                 .progress(&self.world.borrow())
                 .map_err(|(property, what)| self.failure(property, what))?;
