@@ -94,6 +94,10 @@ impl<D: Driver> Shard<D> {
         }
         while self.moves.settling.len() < limits::SETTLING_MAX {
             let Some((key, to)) = self.moves.waiting.pop_front() else { break };
+            // One that was asked before is on its way already.
+            if self.moves.settling.iter().any(|(other, _)| *other == key) {
+                continue;
+            }
             self.moves.settling.push((key, to));
             let mut settles = false;
             self.with_session(key, |session, step| settles = session.settle(step));
