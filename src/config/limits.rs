@@ -124,6 +124,8 @@ pub const ENDING_MS_MAX: u64 = 1000;
 pub const GUARD_AFTER_MS: u32 = 1000;
 /// How long a session may take to come to rest before its move is given up and it goes on where it is.
 pub const SETTLE_MS_MAX: u64 = 1000;
+/// How often a session is tried again that came back from a move when its own shard had no room for it either.
+pub const PARKED_RETRY_MS: u64 = 10;
 /// Sessions of one shard that come to rest at once: each pause stays short.
 pub const SETTLING_MAX: usize = 32;
 /// Least age of a session that is ended because no backend could be reached: a client that comes back at once in a loop

@@ -184,7 +184,9 @@ impl Fleet {
     pub(super) fn adopt(&self, client: socket2::Socket, snapshot: &Arc<Snapshot>, listener: u16) {
         let serving = self.serving_members();
         let Some(member) = serving.into_iter().min_by_key(|m| m.load.get()) else { return };
-        member.load.add();
+        if !member.load.promise() {
+            return;
+        }
         let (client, snapshot) = (Socket::owned(client), Arc::clone(snapshot));
         if member.mail.send(Order::Adopt { client, snapshot, listener }).is_err() {
             member.load.sub();

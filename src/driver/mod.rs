@@ -411,8 +411,8 @@ pub trait Driver {
         self.now()
     }
 
-    /// Whether [`carry_wide`](Self::carry_wide) works.
-    fn carries_wide(&self) -> bool {
+    /// Whether [`recv_now`](Self::recv_now), [`send_now`](Self::send_now) and [`carry_wide`](Self::carry_wide) work.
+    fn has_plain_calls(&self) -> bool {
         false
     }
 

@@ -40,6 +40,7 @@ struct Meta {
 pub struct Pool {
     memory: NonNull<u8>,
     buffer_bytes: u32,
+    page_bytes: usize,
     meta: Vec<Meta>,
     free: Vec<u16>,
     /// Of those that are out, how many the kernel may fill.
@@ -77,9 +78,11 @@ impl Pool {
             usize::from(count)
         ];
         let lowest = usize::from(count);
+        let page_bytes = page_bytes();
         Ok(Self {
             memory,
             buffer_bytes,
+            page_bytes,
             meta,
             free: (0..count).rev().collect(),
             published: 0,
@@ -111,7 +114,8 @@ impl Pool {
         self.free.len() < self.meta.len() / 4
     }
 
-    /// Gives the memory of free buffers back to the kernel, but for those that will be used next.
+    /// Gives the memory of free buffers back to the kernel, but for those that will be used next. Buffers that are no
+    /// whole pages keep theirs: the kernel takes whole pages, and with them what the next buffers hold.
     pub fn trim(&mut self) {
         let cold = self.free.len().saturating_sub(limits::BUFFERS_WARM);
         for at in self.lowest.min(cold)..cold {
@@ -122,10 +126,14 @@ impl Pool {
 
     /// Gives the memory of a buffer that holds nobody's bytes back to the kernel, unless that has it already.
     pub(in crate::driver) fn chill(&mut self, buffer: BufferId) {
+        let len = self.buffer_bytes as usize;
+        if !len.is_multiple_of(self.page_bytes) {
+            return;
+        }
         if std::mem::take(&mut self.meta[usize::from(buffer.0)].warm) {
-            let (start, len) = (self.at(buffer).as_ptr(), self.buffer_bytes as usize);
-            // SAFETY: the range is a buffer's own part of the mapping, and nobody's bytes are there. Where it is not
-            // page-aligned the kernel refuses, and nothing is lost.
+            let start = self.at(buffer).as_ptr();
+            // SAFETY: the range is a buffer's own part of the mapping, and whole pages (checked above, and a mapping
+            // begins with a page): nobody's bytes are there.
             unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
         }
     }
@@ -268,6 +276,12 @@ impl Pool {
     }
 }
 
+/// Bytes of one page of memory.
+fn page_bytes() -> usize {
+    // SAFETY: takes a number and returns one.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(usize::MAX)
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         let bytes = self.meta.len() * self.buffer_bytes as usize;
@@ -303,6 +317,25 @@ mod tests {
         assert_eq!(pool.bytes(a), b"bcde");
         assert!(!pool.merge(a, c), "3 bytes are left behind the fifth");
         assert_eq!((pool.bytes(c), pool.free()), (b"wxyz".as_slice(), 2));
+    }
+
+    #[test]
+    fn trimming_leaves_the_bytes_of_buffers_that_share_a_page() {
+        for buffer_bytes in [106, 512, 4096, 6144, 16_384] {
+            let count = u16::try_from(limits::BUFFERS_WARM * 3).unwrap();
+            let mut pool = Pool::new(count, buffer_bytes).unwrap();
+            let all: Vec<BufferId> = (0..count).map(|_| pool.take().unwrap()).collect();
+            for buffer in &all {
+                pool.fill(*buffer, &vec![7; buffer_bytes as usize]);
+            }
+            let (kept, free): (Vec<&BufferId>, Vec<&BufferId>) =
+                all.iter().partition(|it| it.0 % 2 == 1);
+            free.into_iter().for_each(|buffer| pool.give_back(*buffer));
+            pool.trim();
+            for buffer in kept {
+                assert!(pool.bytes(*buffer).iter().all(|byte| *byte == 7), "{buffer:?}");
+            }
+        }
     }
 
     #[test]

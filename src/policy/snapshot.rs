@@ -112,6 +112,13 @@ impl Snapshot {
         self.listeners[listener].sessions.fetch_sub(1, Relaxed);
     }
 
+    /// Places that are taken: of the process, then of each listener.
+    #[cfg(test)]
+    pub(crate) fn taken(&self) -> Vec<u32> {
+        let listeners = self.listeners.iter().map(|entrance| &entrance.sessions);
+        std::iter::once(&*self.sessions).chain(listeners).map(|count| count.load(Relaxed)).collect()
+    }
+
     /// The arm of the listener's next session, and its pool.
     #[must_use]
     pub fn assign(&self, listener: usize) -> (Arm, usize) {

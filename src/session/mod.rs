@@ -14,6 +14,7 @@ pub mod opening;
 pub mod parcel;
 pub mod relay;
 pub mod routes;
+pub(crate) mod sabotage;
 
 use crate::config::{Hop, Listener, OnBackendFail, limits};
 use crate::driver::{Completion, Driver, Errno, Interest, Key, Op, Side, Socket};
@@ -24,6 +25,7 @@ use crate::time::Time;
 use opening::{Opening, Question, Reply};
 use relay::Dir;
 use routes::Routes;
+use sabotage::Mutation;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -123,7 +125,13 @@ impl Session {
         session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
         match attached {
             Ok(()) => session.go_on_opening(step, None),
-            Err(_) => session.end(step, EndReason::NoDescriptors),
+            Err(_) => {
+                session.end(step, EndReason::NoDescriptors);
+                // The driver does not know it as this session's.
+                if let Some(client) = session.ends[Side::Client as usize].take() {
+                    step.driver.close(None, client);
+                }
+            }
         }
         session
     }
@@ -261,7 +269,7 @@ impl Session {
             Stage::Ending { .. } => Rest::Ended,
         };
         let in_flight = self.watching || !self.dirs.iter().all(Dir::at_rest);
-        if in_flight { Rest::None } else { rest }
+        if in_flight && !sabotage::is(Mutation::ClosedInFlight) { Rest::None } else { rest }
     }
 
     /// Whether it comes to rest, to be carried elsewhere.
@@ -317,14 +325,13 @@ impl Session {
         })
     }
 
-    /// Resets both ends at once, whatever is in flight, and counts it: its shard has failed, and its driver is about to
-    /// go.
-    pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>) -> Option<Ended> {
+    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go.
+    pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) -> Option<Ended> {
         for socket in self.ends.iter_mut().filter_map(Option::take) {
             step.driver.abort(&socket);
             step.driver.close(None, socket);
         }
-        self.stage = Stage::Ending { why: EndReason::ShardFailed, since: step.now };
+        self.stage = Stage::Ending { why, since: step.now };
         self.bury(step)
     }
 
@@ -332,6 +339,12 @@ impl Session {
     #[must_use]
     pub const fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
+    }
+
+    /// How many bytes each direction holds, by its own count and by its buffers.
+    #[cfg(test)]
+    pub(crate) fn held(&self, pool: &crate::driver::pool::Pool) -> [(u64, u64); 2] {
+        self.dirs.each_ref().map(|dir| dir.held(pool))
     }
 
     /// Index into its snapshot's listeners.
@@ -414,7 +427,7 @@ impl Session {
     fn on_connected<D: Driver>(&mut self, step: &mut Step<'_, D>, result: Result<(), Errno>) {
         let Stage::Opening(opening) = &mut self.stage else {
             self.dirs[Side::Backend as usize].connecting = false;
-            return;
+            return self.give_up_backend(step);
         };
         opening.connecting = false;
         let result = if opening.gave_up { Err(Errno::TIMED_OUT) } else { result };
@@ -428,6 +441,7 @@ impl Session {
             }
             Err(e) => {
                 route.connect_failed.add(1);
+                self.give_up_backend(step);
                 if let Some(socket) = self.ends[Side::Backend as usize].take() {
                     step.driver.close(Some((step.key, Side::Backend)), socket);
                 }
@@ -436,6 +450,14 @@ impl Session {
                 }
                 self.go_on_opening(step, Some(Reply::Failed(e)));
             }
+        }
+    }
+
+    /// Resets a connection that nobody waits for any more. A cancelled connect may have succeeded all the same, and
+    /// closed in order it would look to the backend like a client that came and had nothing to say.
+    fn give_up_backend<D: Driver>(&self, step: &mut Step<'_, D>) {
+        if let Some(socket) = &self.ends[Side::Backend as usize] {
+            step.driver.abort(socket);
         }
     }
 
@@ -513,9 +535,10 @@ impl Session {
 }
 
 /// Whether an end for this reason is shown as a reset.
-const fn is_reset(why: EndReason, on_backend_fail: OnBackendFail) -> bool {
+fn is_reset(why: EndReason, on_backend_fail: OnBackendFail) -> bool {
     use EndReason as E;
     match why {
+        _ if sabotage::is(Mutation::ResetAsEnd) => false,
         E::Finished | E::Idle | E::HalfClosed | E::Age | E::Drained | E::Stopped => false,
         E::ClientReset | E::BackendReset | E::ClientVanished | E::BackendVanished => true,
         E::ClientLeft | E::Full | E::ShardFailed => true,

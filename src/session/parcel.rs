@@ -5,9 +5,10 @@
 //! [packed](Session::pack) and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes
 //! back as it was.
 
+use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};
-use crate::event::{Arm, Ended};
+use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::{BackendIndex, Snapshot};
 use crate::time::Time;
 use std::net::SocketAddr;
@@ -122,8 +123,14 @@ impl Session {
         let pool = step.driver.pool();
         let dirs = Side::BOTH.map(|side| {
             let dir = &mut self.dirs[side as usize];
-            let tail = dir.empty(pool);
-            Half { tail, bytes: dir.bytes, eof: dir.eof, finished: dir.finished }
+            let mut tail = dir.empty(pool);
+            match () {
+                () if sabotage::is(Mutation::TailLost) => tail.clear(),
+                () if sabotage::is(Mutation::TailDoubled) => tail.extend_from_within(..),
+                () => {}
+            }
+            let finished = dir.finished || dir.eof && sabotage::is(Mutation::EndForgotten);
+            Half { tail, bytes: dir.bytes, eof: dir.eof, finished }
         });
         let since = match self.stage {
             Stage::Settling { since } => since,
@@ -182,14 +189,15 @@ impl Session {
         session
     }
 
-    /// Closes the sockets of a parcel that nobody has room for, and counts its session.
+    /// Resets both ends of a parcel that will not go on, and counts its session.
     pub fn lose<D: Driver>(
         step: &mut Step<'_, D>,
         parcel: Parcel,
         frozen_ns: u64,
+        why: EndReason,
     ) -> (Self, Option<Ended>) {
         let mut session = Self::without_tails(step, parcel, frozen_ns);
-        let ended = session.abandon(step);
+        let ended = session.abandon(step, why);
         (session, ended)
     }
 

@@ -11,6 +11,7 @@
 //! packets. Only where the destination does not take bytes as fast as they come are queued ones packed together, so
 //! that a queue of small messages does not hold a buffer for each.
 
+use super::sabotage::{self, Mutation};
 use super::{Session, Stage, Step};
 use crate::config::{Hop, limits};
 use crate::driver::pool::{BufferId, Pool};
@@ -67,9 +68,33 @@ impl Dir {
         };
         let being_sent = self.sending && first == last;
         if being_sent || !pool.merge(last, buffer) {
+            if sabotage::is(Mutation::WrongOrder) && first != last {
+                return self.push_behind_first(pool, buffer);
+            }
             pool.set_next(last, buffer);
             self.queue = Some((first, buffer));
         }
+    }
+
+    /// How many bytes it holds, by its own count and by its buffers.
+    #[cfg(test)]
+    pub(super) fn held(&self, pool: &Pool) -> (u64, u64) {
+        let mut bytes = 0;
+        let mut next = self.queue.map(|(first, _)| first);
+        while let Some(buffer) = next {
+            bytes += u64::from(pool.filled(buffer));
+            next = pool.next(buffer).filter(|_| Some(buffer) != self.queue.map(|(_, last)| last));
+        }
+        (u64::from(self.queued), bytes)
+    }
+
+    /// Queues a buffer too early: what [`Mutation::WrongOrder`] does.
+    fn push_behind_first(&self, pool: &mut Pool, buffer: BufferId) {
+        let Some((first, _)) = self.queue else { return };
+        if let Some(second) = pool.next(first) {
+            pool.set_next(buffer, second);
+        }
+        pool.set_next(first, buffer);
     }
 
     /// Removes the first `n` bytes of the first buffer, and the buffer where those are all.
@@ -81,6 +106,9 @@ impl Dir {
         }
         self.queue = if first == last { None } else { pool.next(first).map(|next| (next, last)) };
         pool.give_back(first);
+        if sabotage::is(Mutation::DoubleGiveBack) {
+            pool.give_back(first);
+        }
     }
 
     /// Appends a chain of buffers to an empty queue.
@@ -169,7 +197,9 @@ impl Session {
             }
             Received::Failed(Errno::NO_BUFFERS) if self.is_relaying() => {
                 self.dirs[side as usize].starved = true;
-                step.starved.push_back((step.key, side));
+                if !sabotage::is(Mutation::StarvedForgotten) {
+                    step.starved.push_back((step.key, side));
+                }
             }
             // Of a linked pair whose send says why; of a move, or of one that was given up.
             Received::Failed(Errno::NO_BUFFERS | Errno::CANCELED) => self.arm(step, side),
@@ -209,7 +239,9 @@ impl Session {
         }
         self.send_next(step, source);
         self.finish_if_drained(step, source);
-        self.arm(step, source);
+        if !sabotage::is(Mutation::LostWakeUp) {
+            self.arm(step, source);
+        }
     }
 
     /// Arms a receive from `side` again that found no buffer. Whether it still wanted to.
@@ -242,6 +274,7 @@ impl Session {
         let pool = step.driver.pool();
         let (low, buffer_bytes) = (pool.is_low(), pool.buffer_bytes());
         let arm = match self.hop {
+            Hop::Multishot if sabotage::is(Mutation::CreditIgnored) => driver::Arm::Multi(u32::MAX),
             // Half of the room must be free again, so that a slow destination does not cost an arming for each send.
             Hop::Multishot if low && dir.queued == 0 => driver::Arm::Multi(buffer_bytes),
             Hop::Multishot if !low && dir.queued <= high_water / 2 => {
@@ -311,7 +344,7 @@ impl Session {
     /// Passes received bytes on.
     fn forward<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, buffer: BufferId) {
         self.note_arrival(step.now, side);
-        let wide = step.driver.carries_wide() && !self.watching;
+        let wide = step.driver.has_plain_calls() && !self.watching;
         let dir = &mut self.dirs[side as usize];
         let pool = step.driver.pool();
         let full = wide && pool.filled(buffer) == pool.buffer_bytes();
@@ -365,7 +398,7 @@ impl Session {
 
     /// Withdraws its receives, so that its shard can read it straight while it spins.
     pub fn heat<D: Driver>(&mut self, step: &mut Step<'_, D>) {
-        if self.hot || !self.is_relaying() {
+        if self.hot || !self.is_relaying() || !step.driver.has_plain_calls() {
             return;
         }
         self.hot = true;
@@ -417,7 +450,7 @@ impl Session {
         self.dirs[source as usize].bytes += u64::from(taken);
         if let Some(route) = &self.route {
             let bytes = if source == Side::Client { &route.up_bytes } else { &route.down_bytes };
-            bytes.add(u64::from(taken));
+            bytes.add(u64::from(taken) << u32::from(sabotage::is(Mutation::CountedTwice)));
         }
         self.moved = now;
         if source == Side::Client && taken > 0 && self.asked.is_none() {
@@ -438,7 +471,8 @@ impl Session {
     pub(super) fn finish_if_drained<D: Driver>(&mut self, step: &mut Step<'_, D>, source: Side) {
         let dir = &mut self.dirs[source as usize];
         let relaying = matches!(self.stage, Stage::Relaying);
-        if !relaying || !dir.eof || dir.finished || dir.sending || !dir.is_empty() {
+        let drained = !dir.sending && dir.is_empty() || sabotage::is(Mutation::EndBeforeBytes);
+        if !relaying || !dir.eof || dir.finished || !drained {
             return;
         }
         dir.finished = true;

@@ -136,11 +136,11 @@ impl<D: Driver> Shard<D> {
         let Some((snapshot, listener)) = came_in else { return self.refuse(client) };
         let own = self.parts.load.get();
         let neighbours = Arc::clone(&self.neighbours);
-        let Some(other) = placement::elsewhere(own, &neighbours) else {
+        let other = placement::elsewhere(own, &neighbours).filter(|other| other.load.promise());
+        let Some(other) = other else {
             self.parts.load.add();
             return self.adopt(client, snapshot, listener);
         };
-        other.load.add();
         match other.mail.send(Order::Adopt { client, snapshot, listener }) {
             Ok(()) => self.parts.tally.shard.placed_elsewhere.add(1),
             // It has just gone, and gives the order back.
@@ -176,6 +176,6 @@ impl<D: Driver> Shard<D> {
         let session =
             Session::begin(&mut self.step_of(key), Birth { client, snapshot, listener, id });
         self.sessions.put(key, session);
-        self.with_session(key, |_, _| {});
+        self.settle_in(key);
     }
 }

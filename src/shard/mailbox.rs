@@ -42,7 +42,7 @@ pub enum Order {
     },
     /// Take over a session, or send it back to its home where there is no room for it.
     Attach(Box<crate::session::parcel::Parcel>, Option<super::placement::Neighbour>),
-    /// End all sessions for this reason.
+    /// End all sessions for this reason, and those that come from now on.
     EndAll(EndReason),
     /// Report when no session is left, and be gone.
     Leave,

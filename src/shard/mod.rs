@@ -10,6 +10,8 @@ pub mod accept;
 pub mod mailbox;
 mod moves;
 pub mod placement;
+#[cfg(test)]
+mod simulation;
 mod spin;
 pub mod table;
 pub mod timers;
@@ -19,6 +21,7 @@ use crate::driver::{Completion, Counters, Driver, Key, Received, Side};
 use crate::event::{EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
 use crate::session::routes::Routes;
+use crate::session::sabotage::{self, Mutation};
 use crate::session::{Rest, Session, Step};
 use crate::tally::Tally;
 use crate::time::Time;
@@ -80,6 +83,8 @@ pub struct Shard<D> {
     upkeep_at: Time,
     next_id: u64,
     leaving: bool,
+    /// Why all sessions end, those included that are still on their way here.
+    ending: Option<EndReason>,
 }
 
 /// Whether the loop goes on.
@@ -111,6 +116,7 @@ impl<D: Driver> Shard<D> {
             upkeep_at: now,
             next_id: (parts.id as u64) << 48 | 1,
             leaving: false,
+            ending: None,
             driver,
             parts,
         }
@@ -141,11 +147,13 @@ impl<D: Driver> Shard<D> {
         self.feed_starved();
         self.fire_timers();
         self.keep_moving();
+        self.retry_parked();
         if self.now >= self.upkeep_at {
             self.keep_up();
         }
         self.parts.tally.shard.turns.add(1);
-        if self.leaving && self.sessions.count() == 0 && self.gates.is_empty() {
+        // What was promised to it counts as its load until it has ended, so that nothing is lost in its mailbox.
+        if self.leaving && self.gates.is_empty() && self.parts.load.leave() {
             (self.parts.report)(Report::Gone);
             return Ok(Flow::Left);
         }
@@ -156,9 +164,10 @@ impl<D: Driver> Shard<D> {
     pub fn abandon(&mut self) {
         for key in self.sessions.keys() {
             let Some(mut session) = self.sessions.take(key) else { continue };
-            let ended = session.abandon(&mut self.step_of(key));
+            let ended = session.abandon(&mut self.step_of(key), EndReason::ShardFailed);
             self.account(&session, ended);
         }
+        self.lose_parked(EndReason::ShardFailed);
     }
 
     /// Its driver, for tests that own the world behind it.
@@ -230,19 +239,22 @@ impl<D: Driver> Shard<D> {
     fn wake_at(&self) -> (Time, Option<Time>) {
         let latest = self.now.plus_ms(limits::SLEEP_MS_MAX);
         let upkeep = Some(self.upkeep_at).filter(|_| !self.parts.ticked);
-        let due = [self.timers.next(), self.next_gate(), upkeep].into_iter().flatten().min();
+        let due = [self.timers.next(), self.next_gate(), self.next_retry(), upkeep]
+            .into_iter()
+            .flatten()
+            .min();
         let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;
         let is_near = due.is_some_and(|due| due < latest) || !self.parts.ticked;
         (until, is_near.then_some(until))
     }
 
-    /// Reads the clock. A turn that ends long after it should have was stopped: that time does not count, so that no
-    /// deadline comes due because of it.
+    /// Reads the clock. A turn that ends long after it should have was stopped: it does not count at all, so that no
+    /// deadline comes due because of it, not even one it was to end at: its answer may be waiting to be read.
     fn look_at_clock(&mut self, until: Time) {
         let wall = self.driver.now();
         let late_ns = wall.since_ns(until);
         if late_ns > limits::FREEZE_MS * 1_000_000 {
-            self.frozen_ns += late_ns;
+            self.frozen_ns = wall.since_ns(self.now);
             self.parts.tally.shard.freezes.add(1);
         }
         self.now = self.now.max(Time(wall.0.saturating_sub(self.frozen_ns)));
@@ -284,7 +296,7 @@ impl<D: Driver> Shard<D> {
             Rest::Ended => self.bury(key),
             Rest::Settled => self.depart(key),
             Rest::None => {
-                if std::mem::take(&mut session.retime) {
+                if std::mem::take(&mut session.retime) && !sabotage::is(Mutation::TimerNeverSet) {
                     match session.deadline() {
                         Some(at) => self.timers.set(key.slot, at),
                         None => self.timers.clear(key.slot),
@@ -366,6 +378,16 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    /// Sees to what follows from a session's first step here.
+    fn settle_in(&mut self, key: Key) {
+        let ending = self.ending;
+        self.with_session(key, |session, step| {
+            if let Some(why) = ending {
+                session.end(step, why);
+            }
+        });
+    }
+
     /// Counts and logs a session that has ended.
     fn account(&self, session: &Session, ended: Option<Ended>) {
         session.snapshot().leave(usize::from(session.listener_index()));
@@ -379,6 +401,8 @@ impl<D: Driver> Shard<D> {
     }
 
     fn end_all(&mut self, why: EndReason) {
+        self.ending = Some(why);
+        self.lose_parked(why);
         for key in self.sessions.keys() {
             self.with_session(key, |session, step| session.end(step, why));
         }

@@ -1,16 +1,19 @@
 //! Sessions that are carried from this shard to another, and those that come.
 //!
 //! A session that is to go settles first; a few settle at once, so that each pause stays short. What the other shard
-//! has no room for comes back and goes on here.
+//! has no room for comes back and goes on here, at the latest when buffers have come back.
 
 use super::Shard;
 use super::mailbox::Order;
 use super::placement::Neighbour;
 use crate::config::limits;
 use crate::driver::{Driver, Key};
+use crate::event::EndReason;
 use crate::session::parcel::Parcel;
 use crate::session::{Session, Step};
+use crate::time::Time;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Which sessions are on their way out.
 #[derive(Default)]
@@ -21,6 +24,30 @@ pub(super) struct Moves {
     waiting: VecDeque<(Key, Neighbour)>,
     /// Those that come to rest.
     settling: Vec<(Key, Neighbour)>,
+    /// Those that came back when there was no room for them here either.
+    parked: VecDeque<Box<Parcel>>,
+    retry_at: Time,
+}
+
+/// A key no session has, for steps that name none to the driver.
+const NOBODY: Key = Key { slot: u32::MAX, generation: 0 };
+
+/// Sends a session to another shard, or gives it back where that has left.
+fn promise(
+    to: &Neighbour,
+    parcel: Box<Parcel>,
+    home: Option<Neighbour>,
+) -> Result<(), Box<Parcel>> {
+    if !to.load.promise() {
+        return Err(parcel);
+    }
+    to.mail.send(Order::Attach(parcel, home)).map_err(|unsent| {
+        to.load.sub();
+        match unsent {
+            Order::Attach(parcel, _) => parcel,
+            _ => unreachable!("what was sent comes back"),
+        }
+    })
 }
 
 impl<D: Driver> Shard<D> {
@@ -67,6 +94,10 @@ impl<D: Driver> Shard<D> {
         }
         while self.moves.settling.len() < limits::SETTLING_MAX {
             let Some((key, to)) = self.moves.waiting.pop_front() else { break };
+            // One that was asked before is on its way already.
+            if self.moves.settling.iter().any(|(other, _)| *other == key) {
+                continue;
+            }
             self.moves.settling.push((key, to));
             let mut settles = false;
             self.with_session(key, |session, step| settles = session.settle(step));
@@ -87,65 +118,97 @@ impl<D: Driver> Shard<D> {
         self.timers.clear(key.slot);
         let frozen_ns = self.frozen_ns;
         let parcel = session.pack(&mut self.step_of(key), frozen_ns);
-        self.parts.load.sub();
         self.parts.tally.shard.sessions.sub(1);
-        to.load.add();
-        match to.mail.send(Order::Attach(parcel, Some(self.parts.home.clone()))) {
-            Ok(()) => self.parts.tally.shard.moves_out.add(1),
-            // It has just gone, and gives the order back.
-            Err(Order::Attach(parcel, _)) => {
-                to.load.sub();
-                self.parts.load.add();
+        match promise(&to, parcel, Some(self.parts.home.clone())) {
+            Ok(()) => {
+                self.parts.load.sub();
+                self.parts.tally.shard.moves_out.add(1);
+            }
+            Err(parcel) => {
+                self.parts.tally.shard.moves_failed.add(1);
+                self.moves.evict_to.take_if(|evict_to| Arc::ptr_eq(&evict_to.load, &to.load));
                 self.attach(parcel, None);
             }
-            Err(_) => {}
         }
     }
 
     /// Takes a session over that counts as this shard's load already. Without room it goes back to its `home`.
     pub(super) fn attach(&mut self, parcel: Box<Parcel>, home: Option<Neighbour>) {
+        let Err(parcel) = self.take_in(parcel, home.is_some()) else { return };
+        let Some(home) = home else { return self.park(parcel) };
+        self.parts.tally.shard.moves_failed.add(1);
+        match promise(&home, parcel, None) {
+            Ok(()) => self.parts.load.sub(),
+            Err(parcel) => self.park(parcel),
+        }
+    }
+
+    /// Puts a session onto this shard's driver, or gives it back where there is no room. `moved`: it is not at home
+    /// here.
+    fn take_in(&mut self, parcel: Box<Parcel>, moved: bool) -> Result<(), Box<Parcel>> {
         let (frozen_ns, since) = (self.frozen_ns, parcel.settled_since());
-        let Some(key) = self.sessions.reserve() else { return self.send_back(parcel, home) };
+        let Some(key) = self.sessions.reserve() else { return Err(parcel) };
         match Session::unpack(&mut self.step_of(key), parcel, frozen_ns) {
             Ok(session) => {
                 let shard = &self.parts.tally.shard;
                 shard.sessions.add(1);
-                shard.moves_in.add(1);
+                shard.moves_in.add(u64::from(moved));
                 shard.pause.record((self.now + frozen_ns).since_ns(since));
                 self.sessions.put(key, session);
-                self.with_session(key, |_, _| {});
+                self.settle_in(key);
+                Ok(())
             }
             Err(parcel) => {
                 self.sessions.unreserve(key);
-                self.send_back(parcel, home);
+                Err(parcel)
             }
         }
     }
 
-    fn send_back(&mut self, parcel: Box<Parcel>, home: Option<Neighbour>) {
-        self.parts.tally.shard.moves_failed.add(1);
-        self.parts.load.sub();
-        let parcel = match home {
-            None => parcel,
-            Some(home) => {
-                home.load.add();
-                match home.mail.send(Order::Attach(parcel, None)) {
-                    Ok(()) => return,
-                    Err(Order::Attach(parcel, _)) => {
-                        home.load.sub();
-                        parcel
-                    }
-                    Err(_) => return,
-                }
-            }
-        };
-        // Nobody has room for it: its ends are told by a reset.
-        let Some(key) = self.sessions.reserve() else { return };
-        self.parts.load.add();
+    /// Keeps a session that nobody has room for: its ends are told nothing, and it goes on when there is.
+    fn park(&mut self, parcel: Box<Parcel>) {
         self.parts.tally.shard.sessions.add(1);
+        match self.ending {
+            Some(why) => self.lose(*parcel, why),
+            None => {
+                self.moves.parked.push_back(parcel);
+                self.moves.retry_at = self.now.plus_ms(limits::PARKED_RETRY_MS);
+            }
+        }
+    }
+
+    /// When parked sessions are to be tried again.
+    pub(super) fn next_retry(&self) -> Option<Time> {
+        (!self.moves.parked.is_empty()).then_some(self.moves.retry_at)
+    }
+
+    /// Lets parked sessions go on, as far as there is room.
+    pub(super) fn retry_parked(&mut self) {
+        if self.next_retry().is_none_or(|at| self.now < at) {
+            return;
+        }
+        self.moves.retry_at = self.now.plus_ms(limits::PARKED_RETRY_MS);
+        for _ in 0..self.moves.parked.len() {
+            let Some(parcel) = self.moves.parked.pop_front() else { return };
+            self.parts.tally.shard.sessions.sub(1);
+            if let Err(parcel) = self.take_in(parcel, false) {
+                self.parts.tally.shard.sessions.add(1);
+                self.moves.parked.push_back(parcel);
+            }
+        }
+    }
+
+    /// Ends all sessions that are parked.
+    pub(super) fn lose_parked(&mut self, why: EndReason) {
+        for parcel in std::mem::take(&mut self.moves.parked) {
+            self.lose(*parcel, why);
+        }
+    }
+
+    /// Ends a session that has no driver, by a reset, for bytes of it may be lost.
+    fn lose(&mut self, parcel: Parcel, why: EndReason) {
         let frozen_ns = self.frozen_ns;
-        let (session, ended) = Session::lose(&mut self.step_of(key), *parcel, frozen_ns);
-        self.sessions.unreserve(key);
+        let (session, ended) = Session::lose(&mut self.step_of(NOBODY), parcel, frozen_ns, why);
         self.account(&session, ended);
     }
 

@@ -6,14 +6,31 @@ use super::mailbox::Mail;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-/// How many sessions a shard has or was promised. Whoever places a session adds; the shard that ends it takes away.
+/// How many sessions a shard has or was promised. Whoever places a session promises it; the shard that ends it takes
+/// away.
 #[derive(Debug, Default)]
 pub struct Load(AtomicU32);
 
+/// The load of a shard that has left, and can be promised nothing.
+const LEFT: u32 = u32::MAX;
+
 impl Load {
-    /// One more.
+    /// One more of its own, which has not left.
     pub fn add(&self) {
         self.0.fetch_add(1, Relaxed);
+    }
+
+    /// One more for another shard, before it is sent there. Whether that shard is still there to take it.
+    #[must_use]
+    pub fn promise(&self) -> bool {
+        let one_more = |load| (load != LEFT).then(|| load + 1);
+        self.0.fetch_update(Relaxed, Relaxed, one_more).is_ok()
+    }
+
+    /// Leaves, unless it has sessions or was promised some. Whether it did.
+    #[must_use]
+    pub fn leave(&self) -> bool {
+        self.0.compare_exchange(0, LEFT, Relaxed, Relaxed).is_ok()
     }
 
     /// One less.
@@ -21,7 +38,7 @@ impl Load {
         self.0.fetch_sub(1, Relaxed);
     }
 
-    /// How many now.
+    /// How many now; of a shard that has left, more than any other's.
     #[must_use]
     pub fn get(&self) -> u32 {
         self.0.load(Relaxed)
@@ -43,5 +60,5 @@ pub struct Neighbour {
 pub fn elsewhere(own: u32, neighbours: &[Neighbour]) -> Option<&Neighbour> {
     let least = neighbours.iter().min_by_key(|n| n.load.get())?;
     let worth = 2.max(own / 16);
-    (least.load.get() + worth <= own).then_some(least)
+    (least.load.get().saturating_add(worth) <= own).then_some(least)
 }

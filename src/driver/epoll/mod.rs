@@ -379,7 +379,7 @@ impl Driver for Epoll {
         self.now
     }
 
-    fn carries_wide(&self) -> bool {
+    fn has_plain_calls(&self) -> bool {
         true
     }
 

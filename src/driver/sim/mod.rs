@@ -362,7 +362,9 @@ impl Driver for Sim {
         let mut world = self.world.borrow_mut();
         let gone = world.happens(Fault::AddressGone);
         let conn = world.conn_at(number).filter(|conn| !conn.dead && !gone);
-        conn.map(conn::Conn::address).ok_or(Errno(libc::ENOTCONN))
+        let address = conn.map(conn::Conn::address).ok_or(Errno(libc::ENOTCONN));
+        world.addresses_gone += u64::from(address.is_err());
+        address
     }
 
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
@@ -400,6 +402,11 @@ impl Driver for Sim {
             if let (Verb::Accept, Completion::Accepted { listener, .. }) = (verb, &completion) {
                 self.accepting.remove(listener);
             }
+        } else if let Completion::Polled { .. }
+        | Completion::Sent { .. }
+        | Completion::Connected { .. } = completion
+        {
+            world.stale += 1;
         }
         Some(completion)
     }

@@ -5,7 +5,7 @@ use super::faults::{Fault, Faults};
 use super::op::{Attempt, End, Op, Verb};
 use super::pipe::Way;
 use super::rng::{Rng, mix};
-use super::script::{Answer, Backend, Reading, Script};
+use super::script::{Answer, Backend, Reading, Script, Step};
 use super::trace::{Note, Trace};
 use crate::driver::{Errno, ListenerId, Socket};
 use crate::time::Time;
@@ -75,6 +75,10 @@ pub struct World {
     pub(super) running: usize,
     trace: Trace,
     digest: u64,
+    /// Completions of an earlier generation that were handed out.
+    pub(super) stale: u64,
+    /// Clients whose address could not be told.
+    pub(super) addresses_gone: u64,
 }
 
 impl World {
@@ -94,6 +98,8 @@ impl World {
             running: 0,
             trace: Trace::default(),
             digest: seed,
+            stale: 0,
+            addresses_gone: 0,
         }))
     }
 
@@ -145,13 +151,10 @@ impl World {
         self.faults = Faults::none();
         for (backend, _) in self.backends.values_mut() {
             backend.answers = vec![(Time(0), Answer::Accept { after_ns: 0 })];
+            backend.scripts.iter_mut().for_each(|script| heal(&mut script.0));
         }
         for id in self.ids() {
-            for step in &mut self.conns[id.index()].far.script {
-                if let super::script::Step::Reading(reading) = step {
-                    *reading = Reading::Eager;
-                }
-            }
+            heal(&mut self.conns[id.index()].far.script);
             self.conns[id.index()].far.reading = Reading::Eager;
             self.far_read_as_it_does(id);
             self.far_run(id);
@@ -188,6 +191,18 @@ impl World {
             }
         }
         found
+    }
+
+    /// How many completions of an earlier generation of a slot were handed out ([`Fault::Stale`]).
+    #[must_use]
+    pub const fn stale(&self) -> u64 {
+        self.stale
+    }
+
+    /// How many clients were asked for their address and had gone.
+    #[must_use]
+    pub const fn addresses_gone(&self) -> u64 {
+        self.addresses_gone
     }
 
     /// Numbers of the sockets that are open.
@@ -423,6 +438,15 @@ impl World {
     pub(super) fn kick_conn(&mut self, id: ConnId) {
         if let Some(number) = self.conns[id.index()].socket {
             self.kick(number);
+        }
+    }
+}
+
+/// Lets a far end read whatever comes.
+fn heal(script: &mut [Step]) {
+    for step in script {
+        if let Step::Reading(reading) = step {
+            *reading = Reading::Eager;
         }
     }
 }

@@ -348,7 +348,7 @@ impl Driver for Uring {
         self.now
     }
 
-    fn carries_wide(&self) -> bool {
+    fn has_plain_calls(&self) -> bool {
         true
     }
 

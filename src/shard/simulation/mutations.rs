@@ -1,0 +1,47 @@
+//! Faults that are put into the code on purpose, each with the property that catches it.
+
+use super::check::Property;
+use super::plan::Plan;
+use crate::session::sabotage::{self, Mutation};
+
+/// Within how many seeds a fault is caught.
+const SEEDS: u64 = 20_000;
+
+/// Each fault, and what catches it first.
+const CAUGHT: [(Mutation, &[Property]); 13] = [
+    (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness]),
+    (Mutation::ClosedInFlight, &[Property::Contract]),
+    (Mutation::DoubleGiveBack, &[Property::Contract]),
+    (Mutation::EndBeforeBytes, &[Property::Contract]),
+    (Mutation::CreditIgnored, &[Property::Bound]),
+    (Mutation::ResetAsEnd, &[Property::CleanEnd, Property::Bytes]),
+    (Mutation::StarvedForgotten, &[Property::Starvation, Property::Liveness]),
+    (Mutation::TimerNeverSet, &[Property::Deadline]),
+    (Mutation::WrongOrder, &[Property::Bytes]),
+    (Mutation::CountedTwice, &[Property::Tally]),
+    (Mutation::TailLost, &[Property::Bytes]),
+    (Mutation::TailDoubled, &[Property::Bytes]),
+    (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness]),
+];
+
+#[test]
+fn each_fault_is_caught_by_its_property() {
+    if super::number("RINGWAY_SEED").is_some() {
+        return;
+    }
+    for (mutation, properties) in CAUGHT {
+        let caught = (0..SEEDS).find_map(|seed| {
+            let plan = Plan::drawn_from(seed);
+            let failure = sabotage::with(mutation, || super::outcome(plan)).err()?;
+            Some((seed, failure))
+        });
+        let (seed, failure) = caught.unwrap_or_else(|| panic!("{mutation:?} is not caught"));
+        let what = super::first_line(&failure.what);
+        println!("{mutation:?}: seed {seed}, {:?}: {what}", failure.property);
+        assert!(
+            properties.contains(&failure.property),
+            "{mutation:?} was caught by {:?} at seed {seed}: {what}",
+            failure.property
+        );
+    }
+}
