@@ -31,6 +31,8 @@ pub struct Dir {
     pub(super) armed: bool,
     /// True exactly while a send is in flight.
     pub(super) sending: bool,
+    /// The send in flight was asked to end before it has taken all.
+    pub(super) cut: bool,
     /// True exactly while a connect of this side's socket is in flight though the session is ending.
     pub(super) connecting: bool,
     /// It waits for a buffer, in the shard's queue of such.
@@ -201,9 +203,13 @@ impl Session {
         if matches!(self.stage, Stage::Ending { .. }) {
             return drop(dir.empty(step.driver.pool()));
         }
-        // Fewer bytes than all: the send was cancelled, or the connection is broken, which the next one will say.
+        let cut = std::mem::take(&mut dir.cut);
+        let is_short = dir.queue.is_some_and(|(first, _)| taken < step.driver.pool().filled(first));
         dir.took(step.driver.pool(), taken);
         match result {
+            // It was not asked to end, so the connection is broken. The kernel may have spent the error on this send: a
+            // receive would find an orderly end now.
+            Ok(_) if is_short && !cut => return self.failed(step, side, Errno::RESET),
             Ok(_) | Err(Errno::CANCELED) => {}
             Err(e) => return self.failed(step, side, e),
         }
