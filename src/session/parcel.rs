@@ -74,10 +74,11 @@ impl Session {
 
     /// Cancels what is still in flight. A receive that is linked to a send can be cancelled only after it, so this is
     /// called again when a send is over.
-    pub(super) fn settle_rest<D: Driver>(&self, step: &mut Step<'_, D>) {
+    pub(super) fn settle_rest<D: Driver>(&mut self, step: &mut Step<'_, D>) {
         for side in Side::BOTH {
-            let dir = &self.dirs[side as usize];
+            let dir = &mut self.dirs[side as usize];
             if dir.sending {
+                dir.cut = true;
                 step.driver.cancel(step.key, Op::Send(side.other()));
             }
             if dir.armed {

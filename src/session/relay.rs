@@ -32,6 +32,8 @@ pub struct Dir {
     pub(super) armed: bool,
     /// True exactly while a send is in flight.
     pub(super) sending: bool,
+    /// The send in flight was asked to end before it has taken all.
+    pub(super) cut: bool,
     /// True exactly while a connect of this side's socket is in flight though the session is ending.
     pub(super) connecting: bool,
     /// True exactly while a poll of the source is in flight, to carry what comes in wide steps.
@@ -227,10 +229,14 @@ impl Session {
             }
             return;
         }
-        // Fewer bytes than all: the send was cancelled, or the connection is broken, which the next one will say.
+        let cut = std::mem::take(&mut dir.cut);
+        let is_short = dir.queue.is_some_and(|(first, _)| taken < step.driver.pool().filled(first));
         dir.took(step.driver.pool(), taken);
         self.note_taken(step.now, source, taken);
         match result {
+            // It was not asked to end, so the connection is broken. The kernel may have spent the error on this send: a
+            // receive would find an orderly end now.
+            Ok(_) if is_short && !cut => return self.failed(step, side, Errno::RESET),
             Ok(_) | Err(Errno::CANCELED) => {}
             Err(e) => return self.failed(step, side, e),
         }
