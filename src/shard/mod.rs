@@ -229,13 +229,12 @@ impl<D: Driver> Shard<D> {
         due.min(self.now.plus_ms(limits::SLEEP_MS_MAX)) + self.frozen_ns
     }
 
-    /// Reads the clock. A turn that ends long after it should have was stopped: that time does not count, so that no
-    /// deadline comes due because of it.
+    /// Reads the clock. A turn that ends long after it should have was stopped: none of it counts, for how much of it was
+    /// sleep nobody knows, so that no deadline comes due because of it.
     fn look_at_clock(&mut self, until: Time) {
         let wall = self.driver.now();
-        let late_ns = wall.since_ns(until);
-        if late_ns > limits::FREEZE_MS * 1_000_000 {
-            self.frozen_ns += late_ns;
+        if wall.since_ns(until) > limits::FREEZE_MS * 1_000_000 {
+            self.frozen_ns = wall.0.saturating_sub(self.now.0);
             self.parts.tally.shard.freezes.add(1);
         }
         self.now = self.now.max(Time(wall.0.saturating_sub(self.frozen_ns)));
