@@ -258,6 +258,7 @@ fn mutated(text: &'static str) -> impl Strategy<Value = String> {
 fn parses_or_says_why(text: &str) {
     if let Err(faults) = file::parse(text) {
         assert!(!faults.is_empty());
+        assert!(faults.is_sorted_by(|a, b| a.key <= b.key), "{faults:#?}");
         for fault in faults {
             let line = fault.to_string();
             assert!(!line.chars().any(char::is_control) && !line.is_empty(), "{line:?}");

@@ -275,6 +275,22 @@ fn path_faults(path: &str, text: &str) -> Vec<String> {
     found.map(|dir| format!("{path}: {dir} is a path of somebody's machine")).collect()
 }
 
+/// Fuzz targets that the manifest does not build, or the page beside it does not name.
+fn fuzz_faults(tree: &Tree, manifest: &str, page: &str) -> Vec<String> {
+    let targets = tree.keys().filter_map(|path| {
+        path.strip_prefix("tests/fuzz/targets/")?.strip_suffix(".rs").map(str::to_owned)
+    });
+    let targets: Vec<String> = targets.collect();
+    let missing = |text: &str, of: &dyn Fn(&str) -> String, what: &str| -> Vec<String> {
+        let without = targets.iter().filter(|target| !text.contains(&of(target)));
+        without.map(|target| format!("tests/fuzz: {target} is not {what}")).collect()
+    };
+    let built = missing(manifest, &|t| format!("path = \"targets/{t}.rs\""), "built");
+    let told = missing(page, &|t| format!("| `{t}` |"), "in its README");
+    let none = targets.is_empty().then(|| "tests/fuzz: it has no targets".to_owned());
+    none.into_iter().chain(built).chain(told).collect()
+}
+
 /// Tests that the map promises and that do not exist; promises without a test.
 fn map_faults(map: &str, text_of: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let section = map.split("# What always holds").nth(1).unwrap_or_default();
@@ -371,6 +387,11 @@ fn no_path_of_a_machine() {
     files("", &[".rs", ".toml", ".md", ".service", ".json", "Dockerfile", "run"], &mut tree);
     assert!(tree.contains_key("README.md") && tree.contains_key("Cargo.toml"));
     all(&tree, path_faults);
+}
+
+#[test]
+fn fuzz_targets_are_built_and_told_of() {
+    none(fuzz_faults(&rust(), include_str!("fuzz/Cargo.toml"), include_str!("fuzz/README.md")));
 }
 
 #[test]
@@ -481,6 +502,11 @@ fn each_other_fault_is_found() {
     assert_eq!(count(ignore_faults, "tests/a.rs", "#[ignore = \"\"]\nfn f() {}"), 1);
     assert_eq!(count(ignore_faults, "tests/a.rs", "#[ignore = \"takes a minute\"]\nfn f() {}"), 0);
     assert_eq!(count(path_faults, "README.md", &["cd /ho", "me/me"].concat()), 1);
+
+    let target = Tree::from([("tests/fuzz/targets/a.rs".to_owned(), String::new())]);
+    assert_eq!(fuzz_faults(&target, "path = \"targets/a.rs\"", "| `a` |").len(), 0);
+    assert_eq!(fuzz_faults(&target, "path = \"targets/ab.rs\"", "`a`").len(), 2);
+    assert_eq!(fuzz_faults(&Tree::new(), "", "").len(), 1);
 
     let map = |test: &str| {
         format!(

@@ -111,6 +111,14 @@ pub(super) fn find<'p>(
     })
 }
 
+/// The order in a request.
+pub(super) fn order_of(method: &Method, path: &str, body: &[u8]) -> Result<Order, Fault> {
+    match find(method, path)? {
+        (Endpoint { does: Does::Order(read), .. }, name) => read(name, body),
+        (Endpoint { what, .. }, _) => Err(Fault::Unknown(format!("no order: it shows {what}"))),
+    }
+}
+
 /// What stands for NAME in `path`, or nothing where the two differ. A [`Name`](crate::config::Name) has no character
 /// that a path would have to encode.
 fn name_in<'p>(pattern: &str, path: &'p str) -> Option<&'p str> {

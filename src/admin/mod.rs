@@ -15,7 +15,8 @@ mod serve;
 mod trust;
 
 use crate::control::board::Board;
-use crate::control::order::Orders;
+use crate::control::order::{Order, Orders};
+use hyper::Method;
 use serve::{Bounds, Window};
 use std::io;
 use std::net::TcpListener;
@@ -30,6 +31,15 @@ use tokio::task::LocalSet;
 pub struct Running {
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// The order in a request that has been allowed, as the endpoint reads it; it is not given to anybody.
+///
+/// # Errors
+/// What whoever asked would be told: there is no such path, it takes no orders, or the body is wrong.
+pub fn order_of(method: &str, path: &str, body: &[u8]) -> Result<Order, Vec<String>> {
+    let method = Method::from_bytes(method.as_bytes()).map_err(|error| vec![error.to_string()])?;
+    endpoints::order_of(&method, path, body).map_err(|fault| fault.sentences())
 }
 
 /// Answers on `bound`, on a thread of its own. With a `token`, all but the health checks must carry it; without one

@@ -233,5 +233,46 @@ mod tests {
             }
             prop_assert_eq!(got, sent);
         }
+
+        /// Also where a line is too long: what came before it is given, and how the bytes were cut decides nothing.
+        #[test]
+        fn any_bytes_get_one_verdict(
+            runs in prop::collection::vec((any::<u8>(), 0_usize..700), 0..6),
+            size in 1_usize..1500,
+        ) {
+            let bytes: Vec<u8> = runs
+                .iter()
+                .flat_map(|(byte, n)| [vec![*byte; *n], vec![b'\n'; usize::from(byte % 3 == 0)]].concat())
+                .collect();
+            let read = |size: usize| {
+                let (mut lines, mut got) = (Lines::default(), Vec::new());
+                let fed = bytes.chunks(size).try_for_each(|it| lines.feed(it, |l| got.push(l.to_vec())));
+                (got, fed)
+            };
+            let (got, fed) = read(bytes.len().max(1));
+            let too_long = fed.is_err();
+            prop_assert_eq!((got, fed), read(size));
+            let longest = bytes.split(|byte| *byte == b'\n').map(<[u8]>::len).max().unwrap_or(0);
+            prop_assert_eq!(too_long, longest > ENGINE_LINE_BYTES_MAX);
+        }
+
+        #[test]
+        fn any_line_is_a_request_that_reads_as_it_was_written_or_none(
+            line in prop_oneof![
+                any::<String>(),
+                "\\{(\"(type|id|side|price|quantity)\":(\"(new|cancel|buy|sell)\"|[0-9]{1,21}),?){0,6}\\}",
+            ],
+            (id, price, quantity) in (any::<u64>(), any::<u64>(), any::<u64>()),
+            buys in any::<bool>(),
+        ) {
+            let side = if buys { Side::Buy } else { Side::Sell };
+            let own = [Request::New { id, side, price, quantity }, Request::Cancel { id }];
+            for request in serde_json::from_str::<Request>(&line).into_iter().chain(own) {
+                let mut out = Vec::new();
+                write_line(&request, &mut out);
+                prop_assert!(out.len() <= ENGINE_LINE_BYTES_MAX);
+                prop_assert_eq!(serde_json::from_slice::<Request>(&out).unwrap(), request);
+            }
+        }
     }
 }

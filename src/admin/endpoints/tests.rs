@@ -1,6 +1,7 @@
 use super::*;
 use crate::admin::harness::Endpoint as Admin;
 use crate::control::order::Orders;
+use proptest::prelude::*;
 use std::sync::mpsc;
 
 /// An endpoint whose control does all it is told, and what it was told.
@@ -189,4 +190,61 @@ fn without_a_token_a_web_page_gives_no_orders() {
     assert!(told.try_recv().is_err());
     // Looking is not ordering: a page cannot read the answer.
     assert_eq!(admin.ask("GET /metrics", "Origin: http://127.0.0.1\r\n", "").status, 200);
+}
+
+/// A body that some endpoint takes, or nearly.
+fn bodies() -> impl Strategy<Value = String> {
+    let value = prop_oneof![
+        any::<f64>().prop_map(|n| n.to_string()),
+        (0_u16..=10_000).prop_map(|n| Percent::from_hundredths(n).unwrap().as_f64().to_string()),
+        any::<i64>().prop_map(|n| n.to_string()),
+        "\"(auto|uring|epoll|[ -~]{0,6})\"",
+        "true|false|null|[ -~]{0,6}",
+    ];
+    let field = ("percent|path|live|shard|[a-z]{0,4}", value);
+    let object = prop::collection::vec(field, 0..3).prop_map(|fields| {
+        let fields: Vec<String> =
+            fields.iter().map(|(key, value)| format!("\"{key}\": {value}")).collect();
+        format!("{{{}}}", fields.join(", "))
+    });
+    prop_oneof![4 => object, 1 => any::<String>()]
+}
+
+proptest! {
+    #[test]
+    fn any_body_is_an_order_or_says_what_is_wrong(at in any::<prop::sample::Index>(), body in bodies()) {
+        let paths = ENDPOINTS.iter().filter(|e| matches!(e.does, Does::Order(_)));
+        let paths: Vec<&Endpoint> = paths.collect();
+        let endpoint = paths[at.index(paths.len())];
+        let path = endpoint.path.replace("NAME", "17");
+        match order_of(&endpoint.method, &path, body.as_bytes()) {
+            Ok(Order::Canary { listener, percent }) => {
+                prop_assert_eq!(&listener, "17");
+                // Written as it was read, it says the same.
+                let again = format!(r#"{{"percent": {}}}"#, percent.as_f64());
+                let order = order_of(&endpoint.method, &path, again.as_bytes()).unwrap();
+                prop_assert_eq!(order, Order::Canary { listener, percent });
+            }
+            Ok(Order::Move { session, .. }) => prop_assert_eq!(session, 17),
+            Ok(Order::Reload | Order::DataPath { .. }) => {}
+            Err(fault) => {
+                prop_assert_eq!(fault.status(), StatusCode::BAD_REQUEST);
+                prop_assert!(fault.sentences().iter().any(|sentence| !sentence.is_empty()));
+            }
+        }
+    }
+
+    #[test]
+    fn any_method_and_path_is_found_or_refused(
+        method in "[A-Z]{1,7}",
+        path in "(/(api|v1|listeners|sessions|[^/]{0,4})){0,6}/?",
+    ) {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        match find(&method, &path) {
+            Ok((endpoint, name)) => {
+                prop_assert_eq!(endpoint.path.replace("NAME", name), path);
+            }
+            Err(fault) => prop_assert!([404, 405].contains(&fault.status().as_u16()), "{fault:?}"),
+        }
+    }
 }
