@@ -232,8 +232,8 @@ impl<D: Driver> Shard<D> {
         due.min(self.now.plus_ms(limits::SLEEP_MS_MAX)) + self.frozen_ns
     }
 
-    /// Reads the clock. A turn that ends long after it should have was stopped: none of it counts, for how much of it was
-    /// sleep nobody knows, so that no deadline comes due because of it.
+    /// Reads the clock. A turn that ends long after it should have was stopped: none of it counts, for how much of it
+    /// was sleep nobody knows, so that no deadline comes due because of it.
     fn look_at_clock(&mut self, until: Time) {
         let wall = self.driver.now();
         if wall.since_ns(until) > limits::FREEZE_MS * 1_000_000 {
