@@ -87,9 +87,12 @@ impl<D: Driver> Shard<D> {
             return self.forget_gate(at);
         }
         match error {
-            // Asking again at once would fail again at once.
+            // Asking again at once would fail again at once, unless the descriptors are those of clients just refused.
             Some(e) if e.is_exhaustion() => {
-                gate.state = State::Resting(self.now.plus_ms(limits::ACCEPT_REST_MS));
+                let just_refused = self.refused_at == Some(self.now);
+                let rest_ms =
+                    if just_refused { limits::REFUSED_REST_MS } else { limits::ACCEPT_REST_MS };
+                gate.state = State::Resting(self.now.plus_ms(rest_ms));
                 (self.parts.report)(Report::AcceptFailed(gate.listener, e));
             }
             _ => self.driver.accept(gate.listener, &gate.socket),
@@ -156,6 +159,7 @@ impl<D: Driver> Shard<D> {
     /// Turns a client away: by a reset, so that nobody takes it for a session.
     fn refuse(&mut self, client: Socket) {
         self.parts.tally.shard.refused_full.add(1);
+        self.refused_at = Some(self.now);
         self.driver.abort(&client);
         self.driver.close(None, client);
     }

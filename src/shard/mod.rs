@@ -70,6 +70,8 @@ pub struct Shard<D> {
     sessions: Table,
     timers: Timers,
     gates: Vec<Gate>,
+    /// When a client was last turned away.
+    refused_at: Option<Time>,
     moves: Moves,
     neighbours: Arc<[Neighbour]>,
     starved: VecDeque<(Key, Side)>,
@@ -105,6 +107,7 @@ impl<D: Driver> Shard<D> {
             sessions: Table::default(),
             timers: Timers::new(now),
             gates: Vec::new(),
+            refused_at: None,
             moves: Moves::default(),
             neighbours: Arc::from([]),
             starved: VecDeque::new(),
