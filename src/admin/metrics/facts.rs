@@ -75,6 +75,13 @@ pub(super) struct Spread {
 }
 
 impl Spread {
+    /// What one histogram holds.
+    pub(super) fn of<const N: usize>(one: &Histogram<N>) -> Self {
+        let mut spread = Self::default();
+        spread.add(one);
+        spread
+    }
+
     fn add<const N: usize>(&mut self, one: &Histogram<N>) {
         let (buckets, above, sum_ns) = one.read();
         if self.buckets.is_empty() {

@@ -9,7 +9,7 @@ mod process;
 mod table;
 
 use crate::control::board::Board;
-use crate::tally::{Count, ShardTally};
+use crate::tally::{self, Count, ShardTally};
 use facts::{Facts, Route, Spread};
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily};
 use prometheus::{Encoder as _, TextEncoder, proto::MetricType};
@@ -98,6 +98,19 @@ impl Samples {
             let number = shard.id.to_string();
             let value = count(&shard.tally.shard).get() as f64;
             self.put(&[&number, shard.kind.label()], value);
+        }
+    }
+
+    /// One histogram a shard.
+    fn shard_spreads<const N: usize>(
+        &mut self,
+        facts: &Facts,
+        spread: impl Fn(&ShardTally) -> &tally::Histogram<N>,
+    ) {
+        for shard in &facts.shards {
+            let number = shard.id.to_string();
+            let spread = Spread::of(spread(&shard.tally.shard));
+            self.put_spread(&[&number, shard.kind.label()], &spread);
         }
     }
 

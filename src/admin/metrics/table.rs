@@ -209,6 +209,23 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         |f, s| s.shards(f, |t| &t.freezes),
     ),
     counter(
+        "ringway_moves_total",
+        &["shard", "path", "outcome"],
+        "Live sessions carried: out (to another shard), in (from one) or failed (they went on where they were).",
+        |f, s| {
+            s.shard_cases(f, "out", |t| &t.moves_out);
+            s.shard_cases(f, "in", |t| &t.moves_in);
+            s.shard_cases(f, "failed", |t| &t.moves_failed);
+        },
+    ),
+    Definition {
+        name: "ringway_pause_seconds",
+        kind: MetricType::HISTOGRAM,
+        labels: SHARD,
+        help: "From the moment a session began to come to rest until it went on, on the shard it went to.",
+        read: |f, s| s.shard_spreads(f, |t| &t.pause),
+    },
+    counter(
         "ringway_watchdog_total",
         SHARD,
         "Ending sessions whose operations had to be cancelled. Must stay 0.",
