@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// The namespace has .2, this side has .1 and .5; nobody has .9.
 pub(crate) struct Island {
     name: String,
+    near: String,
     link: String,
     octet: u8,
 }
@@ -23,14 +24,14 @@ impl Island {
             eprintln!("SKIPPED: `ip netns add` is refused: this needs root and iproute2");
             return None;
         }
-        let island = Self { name, link, octet };
-        let (name, link) = (island.name.as_str(), island.link.as_str());
+        let island = Self { name, near, link, octet };
+        let (name, near, link) = (island.name.as_str(), island.near.as_str(), island.link.as_str());
         let address = |last| format!("10.213.{octet}.{last}/24");
-        let made = run(&["ip", "link", "add", &near, "type", "veth", "peer", "name", link])
+        let made = run(&["ip", "link", "add", near, "type", "veth", "peer", "name", link])
             && run(&["ip", "link", "set", link, "netns", name])
-            && run(&["ip", "addr", "add", &address(1), "dev", &near])
-            && run(&["ip", "addr", "add", &address(5), "dev", &near])
-            && run(&["ip", "link", "set", &near, "up"])
+            && run(&["ip", "addr", "add", &address(1), "dev", near])
+            && run(&["ip", "addr", "add", &address(5), "dev", near])
+            && run(&["ip", "link", "set", near, "up"])
             && island.inside(&["ip", "addr", "add", &address(2), "dev", link])
             && island.inside(&["ip", "link", "set", link, "up"])
             && island.inside(&["ip", "link", "set", "lo", "up"]);
@@ -93,6 +94,9 @@ impl Island {
 
 impl Drop for Island {
     fn drop(&mut self) {
+        // The namespace lives on while sockets in it wait for an answer; the interfaces must not, for their addresses
+        // are used again.
+        run(&["ip", "link", "del", &self.near]);
         run(&["ip", "netns", "del", &self.name]);
     }
 }
