@@ -56,6 +56,7 @@ macro_rules! cases {
     ($($name:ident),* $(,)?) => {
         mod quick {
             $(#[test]
+            #[ignore = "needs a machine of its own: cargo test --test hostile -- --ignored quick::"]
             fn $name() {
                 crate::stage::on_both(crate::stage::Scale::Quick, super::$name);
             })*
