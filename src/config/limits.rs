@@ -138,8 +138,6 @@ pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
 
 /// Records of ended sessions that wait to be logged, for all shards.
 pub const JOURNAL_RECORDS_MAX: usize = 16_384;
-/// Orders that wait for a shard.
-pub const MAIL_MAX: usize = 65_536;
 /// Panics of shards within a minute that end the process.
 pub const PANICS_PER_MINUTE_MAX: usize = 3;
 
