@@ -17,7 +17,7 @@ fn twenty_changes_of_the_data_path_cost_no_connection_and_no_byte() {
     }
     let backend = Backend::echo();
     let proxy = Recipe::new(DataPath::Uring, &[backend.at]).shards(2).start();
-    let live = Live::start(proxy.at, 200, 5);
+    let live = Live::start(proxy.at, 200, 40);
     let (stop, opened) = (AtomicBool::new(false), AtomicU64::new(0));
     let open_all_the_time = || {
         while !stop.load(Relaxed) {
