@@ -419,8 +419,15 @@ pub trait Driver {
     /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at
     /// once, by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in
     /// this direction. Not more is received than the destination is thought to have room for; what it does not take all
-    /// the same comes back as a tail of pool buffers.
-    fn carry_wide(&mut self, _key: Key, _source: Side, _from: &Socket, _to: &Socket) -> Carried {
+    /// the same comes back as a tail of pool buffers, of at most `tail_max` bytes: more than that stays with the source.
+    fn carry_wide(
+        &mut self,
+        _key: Key,
+        _source: Side,
+        _from: &Socket,
+        _to: &Socket,
+        _tail_max: u32,
+    ) -> Carried {
         Carried { taken: 0, tail: None, source: None, failed: None }
     }
 

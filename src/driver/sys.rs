@@ -225,9 +225,31 @@ pub(in crate::driver) fn accept(fd: i32) -> Result<Option<Socket>, Errno> {
 
 /// Receives what is there. `Ok(None)`: nothing yet; `Ok(Some(0))`: the end of the stream.
 pub(in crate::driver) fn recv(fd: i32, into: &mut [u8]) -> Result<Option<usize>, Errno> {
+    recv_as(fd, into, 0)
+}
+
+/// Looks at what is there and leaves it there; answers as [`recv`] does.
+pub(in crate::driver) fn peek(fd: i32, into: &mut [u8]) -> Result<Option<usize>, Errno> {
+    recv_as(fd, into, libc::MSG_PEEK)
+}
+
+/// Drops the first `seen.len()` bytes of what was [peeked](peek) at, without copying them (MSG_TRUNC, tcp(7)).
+pub(in crate::driver) fn discard(fd: i32, mut seen: &mut [u8]) -> Result<(), Errno> {
+    while !seen.is_empty() {
+        match recv_as(fd, seen, libc::MSG_TRUNC)? {
+            Some(n) if n > 0 => seen = &mut seen[n..],
+            // What was seen is still there, unless somebody else read it.
+            _ => return Err(Errno(libc::EIO)),
+        }
+    }
+    Ok(())
+}
+
+fn recv_as(fd: i32, into: &mut [u8], flags: i32) -> Result<Option<usize>, Errno> {
+    let (start, len) = (into.as_mut_ptr().cast(), into.len());
     loop {
-        // SAFETY: the kernel writes at most `into.len()` bytes to `into`, which outlives the call.
-        let n = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+        // SAFETY: the kernel writes at most `len` bytes to `into`, which outlives the call.
+        let n = unsafe { libc::recv(fd, start, len, flags | libc::MSG_DONTWAIT) };
         if let Ok(n) = usize::try_from(n) {
             return Ok(Some(n));
         }

@@ -306,7 +306,8 @@ impl Session {
         else {
             return;
         };
-        let carried = step.driver.carry_wide(step.key, source, from, to);
+        let high_water = self.snapshot.config.limits.high_water_bytes;
+        let carried = step.driver.carry_wide(step.key, source, from, to, high_water);
         if let Some((first, last)) = carried.tail {
             dir.adopt(step.driver.pool(), first, last);
         }

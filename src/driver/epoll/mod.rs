@@ -383,8 +383,15 @@ impl Driver for Epoll {
         true
     }
 
-    fn carry_wide(&mut self, key: Key, source: Side, from: &Socket, to: &Socket) -> Carried {
-        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool);
+    fn carry_wide(
+        &mut self,
+        key: Key,
+        source: Side,
+        from: &Socket,
+        to: &Socket,
+        tail_max: u32,
+    ) -> Carried {
+        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool, tail_max);
         let watch = self.watch(key, source);
         watch.readable = !seen.dry || watch.ended;
         carried

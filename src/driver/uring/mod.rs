@@ -352,8 +352,15 @@ impl Driver for Uring {
         true
     }
 
-    fn carry_wide(&mut self, _key: Key, _source: Side, from: &Socket, to: &Socket) -> Carried {
-        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool);
+    fn carry_wide(
+        &mut self,
+        _key: Key,
+        _source: Side,
+        from: &Socket,
+        to: &Socket,
+        tail_max: u32,
+    ) -> Carried {
+        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool, tail_max);
         carried
     }
 
