@@ -135,6 +135,13 @@ pub const SETTLING_MAX: usize = 32;
 pub const REFUSE_AFTER_MS: u64 = 10;
 /// How long a connect goes on before the client is watched for having left.
 pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
+/// How long a session whose destination keeps it waiting stands still before a poll listens for its source's end.
+pub const WATCH_PAUSED_AFTER_MS: u32 = 100;
+/// While the pool is low: how often sessions are looked at for what waits for slow destinations. What waits for two
+/// looks moves out of the pool.
+pub const SPILL_LOOK_MS: u64 = 5;
+/// How many slots one such look takes at most.
+pub const SPILL_LOOKS_MAX: u32 = 4096;
 
 /// Records of ended sessions that wait to be logged, for all shards.
 pub const JOURNAL_RECORDS_MAX: usize = 16_384;

@@ -443,6 +443,12 @@ pub trait Driver {
     /// Resets the connection at once; everything in flight on the socket ends soon (rule 7).
     fn abort(&mut self, socket: &Socket);
 
+    /// The error that ended the connection, taken from the socket (SO_ERROR, socket(7)): whatever asks next finds none.
+    ///
+    /// # Errors
+    /// That error.
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno>;
+
     /// Closes a socket of which nothing is in flight. One that was attached is named by `key` and `side`.
     fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket);
 

@@ -5,6 +5,7 @@
 //! [packed](Session::pack) and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes
 //! back as it was.
 
+use super::relay::Watch;
 use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};
@@ -84,12 +85,9 @@ impl Session {
             if dir.armed {
                 step.driver.cancel(step.key, Op::Recv(side));
             }
-            if dir.polling {
+            if dir.polling || dir.watch == Watch::On {
                 step.driver.cancel(step.key, Op::Poll(side));
             }
-        }
-        if self.watching {
-            step.driver.cancel(step.key, Op::Poll(Side::Client));
         }
     }
 

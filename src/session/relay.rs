@@ -38,6 +38,12 @@ pub struct Dir {
     pub(super) connecting: bool,
     /// True exactly while a poll of the source is in flight, to carry what comes in wide steps.
     pub(super) polling: bool,
+    /// Whether a poll of the source hears that it has gone, for nothing receives from it.
+    pub(super) watch: Watch,
+    /// The send in flight was there already when the shard looked for sends that do not end.
+    lingers: bool,
+    /// The send in flight was cut so that what it left can be spilled.
+    spills: bool,
     /// It proved bulky: it is carried in wide steps.
     wide: bool,
     /// Receives in a row that prove the opposite of what `wide` says.
@@ -50,10 +56,29 @@ pub struct Dir {
     pub(super) finished: bool,
 }
 
+/// What hears that a source has gone while nothing receives from it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// Nothing.
+    #[default]
+    Off,
+    /// A poll, in flight.
+    On,
+    /// Both directions of its connection have ended in order: it cannot go any more.
+    Over,
+}
+
 impl Dir {
     /// Whether nothing of it is in flight.
-    pub(super) const fn at_rest(&self) -> bool {
-        !self.armed && !self.sending && !self.connecting && !self.polling
+    pub(super) fn at_rest(&self) -> bool {
+        let polled = self.polling || self.watch == Watch::On;
+        !self.armed && !self.sending && !self.connecting && !polled
+    }
+
+    /// Whether nothing would hear that its source has gone: that has finished, or the destination keeps it waiting.
+    pub(super) fn is_deaf(&self) -> bool {
+        let hears = self.armed || self.polling || self.starved || self.watch != Watch::Off;
+        (self.sending || self.eof) && !hears
     }
 
     /// Whether the destination has taken all that was received.
@@ -122,6 +147,25 @@ impl Dir {
             self.queued += pool.filled(buffer);
             next = if buffer == last { None } else { pool.next(buffer) };
         }
+    }
+
+    /// Moves the queue to memory of its own, but for its first buffer where that is being sent.
+    fn spill(&mut self, pool: &mut Pool) {
+        let Some((mut at, last)) = self.queue else { return };
+        let first = if self.sending { at } else { pool.spill(at) };
+        let mut end = first;
+        while at != last
+            && let Some(next) = pool.next(end)
+        {
+            at = next;
+            let spilled = pool.spill(next);
+            pool.set_next(end, spilled);
+            end = spilled;
+            if sabotage::is(Mutation::SpillMixedUp) {
+                pool.set_next(end, first);
+            }
+        }
+        self.queue = Some((first, end));
     }
 
     /// Gives the whole queue back.
@@ -229,7 +273,8 @@ impl Session {
             }
             return;
         }
-        let cut = std::mem::take(&mut dir.cut);
+        let (cut, spills) = (std::mem::take(&mut dir.cut), std::mem::take(&mut dir.spills));
+        dir.lingers = false;
         let is_short = dir.queue.is_some_and(|(first, _)| taken < step.driver.pool().filled(first));
         dir.took(step.driver.pool(), taken);
         self.note_taken(step.now, source, taken);
@@ -243,11 +288,50 @@ impl Session {
         if !self.is_relaying() {
             return self.settle_rest(step);
         }
+        if spills {
+            self.dirs[source as usize].spill(step.driver.pool());
+        }
         self.send_next(step, source);
         self.finish_if_drained(step, source);
         if !sabotage::is(Mutation::LostWakeUp) {
             self.arm(step, source);
         }
+    }
+
+    /// Moves what waits for a slow destination out of the pool, so that others find buffers. To be called now and then
+    /// while the pool is low: a send that was in flight at the last call and still is does not end soon.
+    pub fn spill<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        for side in Side::BOTH.into_iter().filter(|_| !sabotage::is(Mutation::NeverSpills)) {
+            let dir = &mut self.dirs[side as usize];
+            let Some((first, _)) = dir.queue.filter(|_| dir.sending) else { continue };
+            if !std::mem::replace(&mut dir.lingers, true) || !matches!(self.stage, Stage::Relaying)
+            {
+                continue;
+            }
+            let pool = step.driver.pool();
+            dir.spill(pool);
+            if !pool.is_spilled(first) && !dir.cut {
+                (dir.cut, dir.spills) = (true, true);
+                step.driver.cancel(step.key, driver::Op::Send(side.other()));
+            }
+        }
+    }
+
+    /// Takes note that the connection of `side`, of which nothing receives, is gone.
+    pub(super) fn on_gone<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
+        let Some(socket) = &self.ends[side as usize] else { return };
+        match step.driver.take_error(socket) {
+            Err(e) => self.failed(step, side, e),
+            Ok(()) => self.dirs[side as usize].watch = Watch::Over,
+        }
+    }
+
+    /// Begins to listen for the end of `side`'s connection, where that is not heard already.
+    pub(super) fn watch<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
+        let dir = &mut self.dirs[side as usize];
+        let (Watch::Off, Some(socket)) = (dir.watch, &self.ends[side as usize]) else { return };
+        dir.watch = Watch::On;
+        step.driver.arm_poll(step.key, side, socket, Interest::Gone);
     }
 
     /// Arms a receive from `side` again that found no buffer. Whether it still wanted to.
@@ -270,9 +354,14 @@ impl Session {
         }
         let Some(socket) = &self.ends[side as usize] else { return };
         if dir.wide {
-            if dir.is_empty() {
-                dir.polling = true;
-                step.driver.arm_poll(step.key, side, socket, Interest::Readable);
+            match dir.watch {
+                _ if !dir.is_empty() => self.retime = true,
+                // One poll of a side at a time: its end arms again.
+                Watch::On => step.driver.cancel(step.key, driver::Op::Poll(side)),
+                Watch::Off | Watch::Over => {
+                    dir.polling = true;
+                    step.driver.arm_poll(step.key, side, socket, Interest::Readable);
+                }
             }
             return;
         }
@@ -286,9 +375,11 @@ impl Session {
             Hop::Multishot if !low && dir.queued <= high_water / 2 => {
                 driver::Arm::Multi(high_water - dir.queued)
             }
-            Hop::Multishot => return,
-            _ if dir.queued == 0 => driver::Arm::Once,
-            _ => return,
+            Hop::Linked | Hop::Oneshot | Hop::Auto if dir.queued == 0 => driver::Arm::Once,
+            _ => {
+                self.retime = true;
+                return;
+            }
         };
         dir.armed = true;
         step.driver.arm_recv(step.key, side, socket, arm);
@@ -325,6 +416,11 @@ impl Session {
             return self.failed(step, source.other(), e);
         }
         self.send_next(step, source);
+        if carried.source == Some(Received::Failed(Errno::NO_BUFFERS)) {
+            // A receive of the usual size may still find one.
+            let dir = &mut self.dirs[source as usize];
+            (dir.wide, dir.streak) = (false, 0);
+        }
         match carried.source {
             Some(what) => self.on_received(step, source, what, false),
             None => self.arm(step, source),
@@ -351,7 +447,7 @@ impl Session {
     /// Passes received bytes on.
     fn forward<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, buffer: BufferId) {
         self.note_arrival(step.now, side);
-        let wide = step.driver.has_plain_calls() && !self.watching;
+        let wide = step.driver.has_plain_calls();
         let dir = &mut self.dirs[side as usize];
         let pool = step.driver.pool();
         let full = wide && pool.filled(buffer) == pool.buffer_bytes();

@@ -29,6 +29,12 @@ pub(crate) enum Mutation {
     TailDoubled,
     /// A session that is carried forgets an end of stream it has to pass on.
     EndForgotten,
+    /// What waits for slow readers stays in the pool while others need its buffers.
+    NeverSpills,
+    /// What is spilled is put into the wrong place of its queue.
+    SpillMixedUp,
+    /// Nobody listens whether the source of a paused direction has gone.
+    DeafWhilePaused,
 }
 
 /// Whether this thread runs with that fault.

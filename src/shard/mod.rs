@@ -75,6 +75,7 @@ pub struct Shard<D> {
     moves: Moves,
     neighbours: Arc<[Neighbour]>,
     starved: VecDeque<(Key, Side)>,
+    relief: Relief,
     spin: Spin,
     heat: Heat,
     /// Sessions that are read straight.
@@ -87,6 +88,15 @@ pub struct Shard<D> {
     leaving: bool,
     /// Why all sessions end, those included that are still on their way here.
     ending: Option<EndReason>,
+}
+
+/// Where the shard stands in having its sessions [spill](Session::spill).
+#[derive(Debug, Default)]
+struct Relief {
+    /// When to look at sessions next. `None`: the pool is not low.
+    at: Option<Time>,
+    /// From which slot.
+    slot: u32,
 }
 
 /// Whether the loop goes on.
@@ -111,6 +121,7 @@ impl<D: Driver> Shard<D> {
             moves: Moves::default(),
             neighbours: Arc::from([]),
             starved: VecDeque::new(),
+            relief: Relief::default(),
             spin: Spin::new(parts.busy_poll_us, now),
             heat: Heat::default(),
             hot: Vec::new(),
@@ -147,6 +158,7 @@ impl<D: Driver> Shard<D> {
         if spins {
             self.spin.looked(self.now, found);
         }
+        self.make_room();
         self.feed_starved();
         self.fire_timers();
         self.keep_moving();
@@ -242,7 +254,7 @@ impl<D: Driver> Shard<D> {
     fn wake_at(&self) -> (Time, Option<Time>) {
         let latest = self.now.plus_ms(limits::SLEEP_MS_MAX);
         let upkeep = Some(self.upkeep_at).filter(|_| !self.parts.ticked);
-        let due = [self.timers.next(), self.next_gate(), self.next_retry(), upkeep]
+        let due = [self.timers.next(), self.next_gate(), self.next_retry(), self.relief.at, upkeep]
             .into_iter()
             .flatten()
             .min();
@@ -317,9 +329,27 @@ impl<D: Driver> Shard<D> {
         self.account(&session, ended);
     }
 
+    /// While the pool is low, has sessions move what waits for slow destinations out of it, some at a time.
+    fn make_room(&mut self) {
+        if !self.driver.pool().is_low() {
+            self.relief.at = None;
+            return;
+        }
+        let next = Some(self.now.plus_ms(limits::SPILL_LOOK_MS));
+        if *self.relief.at.get_or_insert(self.now) > self.now {
+            return;
+        }
+        self.relief.at = next;
+        let (keys, next_slot) = self.sessions.some(self.relief.slot, limits::SPILL_LOOKS_MAX);
+        self.relief.slot = next_slot;
+        for key in keys {
+            self.with_session(key, |session, step| session.spill(step));
+        }
+    }
+
     /// Arms receives again that found no buffer, in the order they waited, as far as buffers have come back.
     fn feed_starved(&mut self) {
-        let mut free = self.driver.pool().free();
+        let mut free = self.driver.pool().unused();
         for _ in 0..self.starved.len() {
             if free == 0 {
                 break;
@@ -358,6 +388,7 @@ impl<D: Driver> Shard<D> {
         self.driver.trim();
         let pool = self.driver.pool();
         shard.buffers.set(pool.count() as u64);
+        shard.spilled_bytes.set(pool.spilled_bytes() as u64);
         shard.buffers_free.set(pool.unused() as u64);
         self.sessions.trim();
         self.evict_rest();

@@ -92,12 +92,20 @@ impl Table {
     /// Keys of all sessions.
     #[must_use]
     pub fn keys(&self) -> Vec<Key> {
+        self.some(0, u32::MAX).0
+    }
+
+    /// Keys of the sessions in up to `most` slots from `from` on, and the slot to go on from: 0 behind the last.
+    #[must_use]
+    pub fn some(&self, from: u32, most: u32) -> (Vec<Key>, u32) {
         let taken = |slot: &u32| {
             let (page, at) = place(*slot);
             self.pages.get(page).and_then(Option::as_ref).is_some_and(|p| p[at].is_some())
         };
-        let slots = 0..u32::try_from(self.generations.len()).unwrap_or(u32::MAX);
-        slots.filter(taken).map(|slot| self.key(slot)).collect()
+        let slots = u32::try_from(self.generations.len()).unwrap_or(u32::MAX);
+        let end = from.saturating_add(most).min(slots);
+        let keys = (from..end).filter(taken).map(|slot| self.key(slot)).collect();
+        (keys, if end == slots { 0 } else { end })
     }
 
     /// Gives the memory of empty pages back. Slots are taken from low pages first afterwards, so that others empty.

@@ -196,6 +196,12 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         "Sends that had to wait for the destination.",
         |f, s| s.shards(f, |t| &t.sends_blocked),
     ),
+    gauge(
+        "ringway_spilled_bytes",
+        SHARD,
+        "Bytes for slow readers that were moved out of the pool because few buffers were left.",
+        |f, s| s.shards(f, |t| &t.spilled_bytes),
+    ),
     gauge("ringway_buffers", SHARD, "Receive buffers of the shard.", |f, s| {
         s.shards(f, |t| &t.buffers);
     }),

@@ -287,6 +287,10 @@ impl<H: Harness> Driver for Liar<H> {
         if self.lie == Lie::ForgetsFinish { Ok(()) } else { self.inner().finish(socket) }
     }
 
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        self.inner().take_error(socket)
+    }
+
     fn abort(&mut self, socket: &Socket) {
         if self.lie == Lie::AbortFinishes {
             let _ = self.inner().finish(socket);

@@ -427,6 +427,10 @@ impl Driver for Epoll {
         sys::finish(socket.0)
     }
 
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        sys::take_error(socket.0)
+    }
+
     fn abort(&mut self, socket: &Socket) {
         sys::abort(socket.0);
     }

@@ -27,6 +27,9 @@ impl Sim {
         if out > 0 {
             left.push(format!("{out} buffers are out"));
         }
+        if self.pool.spilled_bytes() > 0 {
+            left.push(format!("{} spilled bytes are out", self.pool.spilled_bytes()));
+        }
         left
     }
 

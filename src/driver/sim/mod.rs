@@ -80,7 +80,7 @@ pub struct Sim {
     /// The socket each listener accepts on.
     accepting: BTreeMap<ListenerId, usize>,
     /// Buffers that a send reads.
-    lent: BTreeSet<u16>,
+    lent: BTreeSet<u32>,
     /// The last generation of each slot that is over: what is said of it is stale.
     over: BTreeMap<u32, Key>,
     woken: Arc<Woken>,
@@ -336,6 +336,13 @@ impl Driver for Sim {
             world.broken(&format!("socket {number} is finished before its send is over"));
         }
         world.finish_socket(number)
+    }
+
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        let number = self.asked("take_error", socket);
+        let mut world = self.world.borrow_mut();
+        let gone = world.conn_at(number).is_some_and(|conn| conn.dead);
+        if gone { Err(world.error_of(number)) } else { Ok(()) }
     }
 
     fn abort(&mut self, socket: &Socket) {

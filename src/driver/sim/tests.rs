@@ -135,7 +135,7 @@ impl Relay {
             }
             Completion::Sent { key, side, result } if self.of(key) => {
                 let buffer = self.generations.remove(&sending(key, side)).unwrap();
-                let buffer = BufferId(u16::try_from(buffer).unwrap());
+                let buffer = BufferId(buffer);
                 let whole = result == Ok(self.driver.pool().filled(buffer));
                 self.driver.pool().give_back(buffer);
                 if !whole {
@@ -156,7 +156,7 @@ impl Relay {
             Received::Bytes(buffer) => {
                 session.in_flight += 1;
                 let to = side.other();
-                let number = u32::from(buffer.number());
+                let number = buffer.number();
                 self.generations.insert(sending(key, to), number);
                 self.driver.send(key, to, &session.sockets[to as usize], buffer);
             }

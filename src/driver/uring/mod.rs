@@ -144,7 +144,7 @@ impl Uring {
             }
             Token::Connect(key) => Completion::Connected { key, result: number.map(drop) },
             Token::Recv(key, side) => {
-                let buffer = cqueue::buffer_select(flags).map(BufferId);
+                let buffer = cqueue::buffer_select(flags).map(|buffer| BufferId(buffer.into()));
                 Completion::Received { key, side, what: self.received(number, buffer), more }
             }
             Token::Send(key, side) => Completion::Sent { key, side, result: number },
@@ -376,6 +376,10 @@ impl Driver for Uring {
 
     fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
         sys::finish(socket.0)
+    }
+
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        sys::take_error(socket.0)
     }
 
     fn abort(&mut self, socket: &Socket) {

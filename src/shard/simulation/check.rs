@@ -25,6 +25,8 @@ pub(super) enum Property {
     Liveness,
     /// In a world that has healed, what was written arrives, and so does its end.
     Starvation,
+    /// A reset is heard, whatever the session is waiting for.
+    Reset,
     /// A direction holds no more than its bound, and knows how much that is.
     Bound,
     /// Deadlines are kept.
@@ -57,6 +59,10 @@ type Broken = (Property, String);
 const LATE_MS: u64 = 300;
 /// How long bytes may lie in a world that has healed.
 const STARVED_MS: u64 = 20_000;
+/// How long a shard may be without a buffer while directions wait for one.
+const NO_BUFFERS_MS: u64 = 2000;
+/// How long a reset may go unheard: a shard may be stopped meanwhile.
+const UNHEARD_MS: u64 = 20_000;
 
 /// What is remembered from turn to turn.
 #[derive(Default)]
@@ -66,6 +72,10 @@ pub(super) struct Watch {
     waits: BTreeMap<ConnId, ((u64, bool), Time)>,
     /// By shard, slot and generation: since when its deadline has passed.
     past: BTreeMap<(usize, u32, u32), Time>,
+    /// By shard: since when it has had no buffer for directions that wait for one.
+    bare: BTreeMap<usize, Time>,
+    /// By connection: since when its far end's reset has not been heard.
+    unheard: BTreeMap<ConnId, Time>,
 }
 
 impl Watch {
@@ -101,11 +111,33 @@ impl Watch {
                 }
             }
         }
+        if shard.starved.is_empty() || shard.driver.pool().unused() > 0 {
+            self.bare.remove(&at);
+        } else if now > self.bare.entry(at).or_insert(now).plus_ms(NO_BUFFERS_MS) {
+            let what = format!("shard {at} has no buffer, and {} wait", shard.starved.len());
+            return Err((Property::Starvation, what));
+        }
+        Ok(())
+    }
+
+    /// Looks whether resets are heard.
+    fn resets(&mut self, world: &World) -> Result<(), Broken> {
+        let now = world.now();
+        for record in world.records() {
+            let ended = record.near.closed || record.near.aborted;
+            if !record.gone || ended || record.fate != Fate::Established {
+                self.unheard.remove(&record.id);
+            } else if now > self.unheard.entry(record.id).or_insert(now).plus_ms(UNHEARD_MS) {
+                let what = format!("connection {} is gone, and nobody cares", record.id.0);
+                return Err((Property::Reset, what));
+            }
+        }
         Ok(())
     }
 
     /// Looks whether what was written arrives.
     pub(super) fn progress(&mut self, world: &World) -> Result<(), Broken> {
+        self.resets(world)?;
         if !self.healed {
             return Ok(());
         }

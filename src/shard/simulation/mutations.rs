@@ -8,20 +8,23 @@ use crate::session::sabotage::{self, Mutation};
 const SEEDS: u64 = 20_000;
 
 /// Each fault, and what catches it first.
-const CAUGHT: [(Mutation, &[Property]); 13] = [
-    (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness]),
+const CAUGHT: [(Mutation, &[Property]); 16] = [
+    (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness, Property::Reset]),
     (Mutation::ClosedInFlight, &[Property::Contract]),
     (Mutation::DoubleGiveBack, &[Property::Contract]),
     (Mutation::EndBeforeBytes, &[Property::Contract]),
     (Mutation::CreditIgnored, &[Property::Bound]),
     (Mutation::ResetAsEnd, &[Property::CleanEnd, Property::Bytes]),
-    (Mutation::StarvedForgotten, &[Property::Starvation, Property::Liveness]),
+    (Mutation::StarvedForgotten, &[Property::Starvation, Property::Liveness, Property::Reset]),
     (Mutation::TimerNeverSet, &[Property::Deadline]),
     (Mutation::WrongOrder, &[Property::Bytes]),
     (Mutation::CountedTwice, &[Property::Tally]),
     (Mutation::TailLost, &[Property::Bytes]),
     (Mutation::TailDoubled, &[Property::Bytes]),
-    (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness]),
+    (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness, Property::Reset]),
+    (Mutation::NeverSpills, &[Property::Starvation]),
+    (Mutation::SpillMixedUp, &[Property::Bytes, Property::Bound, Property::Contract]),
+    (Mutation::DeafWhilePaused, &[Property::Reset]),
 ];
 
 #[test]

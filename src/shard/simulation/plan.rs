@@ -4,7 +4,7 @@ use crate::config::{
     Backend as BackendConfig, Config, DataPath, Hop, Limits, Listener, Log, LogFormat, LogLevel,
     Name, OnBackendFail, Percent, Pool, Shards, Stop, Tcp, Timeouts,
 };
-use crate::driver::sim::{Answer, Backend, Fault, Faults, Rate, Rng, Script, World};
+use crate::driver::sim::{Answer, Backend, Fault, Faults, Rate, Reading, Rng, Script, Step, World};
 use crate::time::Time;
 use std::fmt;
 use std::net::SocketAddr;
@@ -69,6 +69,14 @@ pub(super) enum Told {
     Stop,
 }
 
+impl Client {
+    /// Has it read nothing for a long while.
+    fn stall(&mut self) {
+        let stall = [Step::Reading(Reading::Stopped), Step::Wait(20_000_000_000)];
+        self.script.0.splice(0..0, stall);
+    }
+}
+
 impl Plan {
     /// The plan of a seed.
     pub(super) fn drawn_from(seed: u64) -> Self {
@@ -80,7 +88,12 @@ impl Plan {
         }
         let shards: Vec<bool> = (0..=rng.index(3)).map(|_| rng.chance(Rate::HALF)).collect();
         let percents = [(); 2].map(|()| rng.pick(&[0, 500, 3333, 5000, 10_000]));
-        let limits = drawn_limits(rng);
+        let mut limits = drawn_limits(rng);
+        // Clients that never read, and too few buffers for all of them.
+        let stalls = rng.chance(Rate::one_in(16));
+        if stalls {
+            limits.buffers_per_shard = rng.pick(&[2, 3, 4]);
+        }
         let config = drawn_config(rng, limits.clone(), percents);
         // A connection that holds 16 bytes needs an event for each 16.
         let bytes_max = rng.log_within(1, BYTES_MAX.min(faults.room_bytes.0 * 256));
@@ -93,7 +106,10 @@ impl Plan {
             listener: u16::from(rng.chance(Rate::one_in(4))),
             script: Script::drawn_from(rng, bytes_max, all_leave),
         });
-        let clients: Vec<Client> = clients.collect();
+        let mut clients: Vec<Client> = clients.collect();
+        if stalls {
+            clients.iter_mut().skip(1).for_each(Client::stall);
+        }
         let backends = (0..2 * BACKENDS)
             .map(|n| Backend {
                 address: address(n),
@@ -114,7 +130,7 @@ impl Plan {
                 (when, drawn_order(rng, shards.len(), &limits, percents))
             })
             .collect();
-        let heals_ms = rng.log_within(100, 20_000);
+        let heals_ms = if stalls { 20_000 } else { rng.log_within(100, 20_000) };
         let places = rng.chance(Rate::HALF);
         Self {
             seed,
