@@ -137,6 +137,10 @@ pub const REFUSE_AFTER_MS: u64 = 10;
 pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
 /// How long a session whose destination keeps it waiting stands still before a poll listens for its source's end.
 pub const WATCH_PAUSED_AFTER_MS: u32 = 100;
+/// How many sessions begin in one turn of a shard: those that live wait for no more than these.
+pub const BEGINNINGS_PER_TURN_MAX: u32 = 8;
+/// How many clients that waited for their turn are looked at in one; those that have left begin no session.
+pub const ARRIVALS_PER_TURN_MAX: u32 = 64;
 /// While the pool is low: how often sessions are looked at for what waits for slow destinations. What waits for two
 /// looks moves out of the pool.
 pub const SPILL_LOOK_MS: u64 = 5;

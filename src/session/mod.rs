@@ -123,15 +123,26 @@ impl Session {
         session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
         match attached {
             Ok(()) => session.go_on_opening(step, None),
-            Err(_) => {
-                session.end(step, EndReason::NoDescriptors);
-                // The driver does not know it as this session's.
-                if let Some(client) = session.ends[Side::Client as usize].take() {
-                    step.driver.close(None, client);
-                }
-            }
+            Err(_) => session.end_unattached(step, EndReason::NoDescriptors),
         }
         session
+    }
+
+    /// A session that is over before it began.
+    pub fn stillborn<D: Driver>(step: &mut Step<'_, D>, birth: Birth, why: EndReason) -> Self {
+        let (arm, pool) = birth.snapshot.assign(usize::from(birth.listener));
+        let mut session = Self::unborn(step, birth, arm);
+        session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
+        session.end_unattached(step, why);
+        session
+    }
+
+    /// Ends it when the driver does not know the client's socket as this session's.
+    fn end_unattached<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) {
+        self.end(step, why);
+        if let Some(client) = self.ends[Side::Client as usize].take() {
+            step.driver.close(None, client);
+        }
     }
 
     /// A session of which nothing is known yet but its birth.

@@ -25,7 +25,7 @@ use crate::session::sabotage::{self, Mutation};
 use crate::session::{Rest, Session, Step};
 use crate::tally::Tally;
 use crate::time::Time;
-use accept::Gate;
+use accept::{Arrivals, Gate};
 use arc_swap::ArcSwap;
 use mailbox::{Order, Report};
 use moves::Moves;
@@ -70,6 +70,7 @@ pub struct Shard<D> {
     sessions: Table,
     timers: Timers,
     gates: Vec<Gate>,
+    arrivals: Arrivals,
     /// When a client was last turned away.
     refused_at: Option<Time>,
     moves: Moves,
@@ -117,6 +118,7 @@ impl<D: Driver> Shard<D> {
             sessions: Table::default(),
             timers: Timers::new(now),
             gates: Vec::new(),
+            arrivals: Arrivals::default(),
             refused_at: None,
             moves: Moves::default(),
             neighbours: Arc::from([]),
@@ -158,6 +160,7 @@ impl<D: Driver> Shard<D> {
         if spins {
             self.spin.looked(self.now, found);
         }
+        self.admit();
         self.make_room();
         self.feed_starved();
         self.fire_timers();
@@ -183,6 +186,7 @@ impl<D: Driver> Shard<D> {
             self.account(&session, ended);
         }
         self.lose_parked(EndReason::ShardFailed);
+        self.refuse_waiting();
     }
 
     /// Its driver, for tests that own the world behind it.
@@ -258,6 +262,7 @@ impl<D: Driver> Shard<D> {
             .into_iter()
             .flatten()
             .min();
+        let due = if self.arrivals.waiting.is_empty() { due } else { Some(self.now) };
         let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;
         let is_near = due.is_some_and(|due| due < latest) || !self.parts.ticked;
         (until, is_near.then_some(until))
