@@ -226,7 +226,7 @@ impl Session {
                     step.driver.cancel(step.key, Op::Connect);
                 } else {
                     opening.watched = true;
-                    self.watch(step, Side::Client);
+                    self.listen_early(step);
                 }
                 self.retime = true;
             }
@@ -512,6 +512,7 @@ impl Session {
         route.open.add(1);
         self.route = Some(route);
         for side in Side::BOTH {
+            self.send_next(step, side);
             self.arm(step, side);
         }
     }

@@ -161,8 +161,8 @@ impl Dir {
             let spilled = pool.spill(next);
             pool.set_next(end, spilled);
             end = spilled;
-            if sabotage::is(Mutation::SpillMixedUp) {
-                pool.set_next(end, first);
+            if sabotage::is(Mutation::SpillLosesByte) && pool.filled(end) > 1 {
+                pool.consume(end, 1);
             }
         }
         self.queue = Some((first, end));
@@ -227,11 +227,13 @@ impl Session {
         more: bool,
     ) {
         self.dirs[side as usize].armed = more;
-        if matches!(self.stage, Stage::Ending { .. } | Stage::Opening(_)) {
-            if let Received::Bytes(buffer) = what {
-                step.driver.pool().give_back(buffer);
+        match (&self.stage, what) {
+            (Stage::Ending { .. }, Received::Bytes(buffer)) => {
+                return step.driver.pool().give_back(buffer);
             }
-            return;
+            (Stage::Ending { .. }, _) => return,
+            (Stage::Opening(_), _) => return self.on_early(step, what),
+            (Stage::Relaying | Stage::Settling { .. }, _) => {}
         }
         match what {
             Received::Bytes(buffer) => self.forward(step, side, buffer),
@@ -251,6 +253,28 @@ impl Session {
             Received::Failed(Errno::NO_BUFFERS | Errno::CANCELED) => self.arm(step, side),
             Received::Failed(e) => self.failed(step, side, e),
         }
+    }
+
+    /// Listens to a client whose backend takes its time.
+    pub(super) fn listen_early<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        let dir = &mut self.dirs[Side::Client as usize];
+        let (false, Some(client)) = (dir.armed, &self.ends[Side::Client as usize]) else { return };
+        dir.armed = true;
+        step.driver.arm_recv(step.key, Side::Client, client, driver::Arm::Once);
+    }
+
+    /// Takes what came from a client that has no backend yet: one that finishes without a word has left. What it said
+    /// is kept for the backend, and then only a poll listens.
+    fn on_early<D: Driver>(&mut self, step: &mut Step<'_, D>, what: Received) {
+        let dir = &mut self.dirs[Side::Client as usize];
+        match what {
+            Received::Bytes(buffer) => dir.push(step.driver.pool(), buffer),
+            Received::End if dir.is_empty() => return self.end(step, EndReason::ClientLeft),
+            Received::End => dir.eof = true,
+            Received::Failed(Errno::NO_BUFFERS | Errno::CANCELED) => {}
+            Received::Failed(_) => return self.end(step, EndReason::ClientLeft),
+        }
+        self.watch(step, Side::Client);
     }
 
     /// Takes the end of a send to `side`.

@@ -31,8 +31,8 @@ pub(crate) enum Mutation {
     EndForgotten,
     /// What waits for slow readers stays in the pool while others need its buffers.
     NeverSpills,
-    /// What is spilled is put into the wrong place of its queue.
-    SpillMixedUp,
+    /// Of what is spilled a byte is lost.
+    SpillLosesByte,
     /// Nobody listens whether the source of a paused direction has gone.
     DeafWhilePaused,
 }

@@ -23,7 +23,7 @@ const CAUGHT: [(Mutation, &[Property]); 16] = [
     (Mutation::TailDoubled, &[Property::Bytes]),
     (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness, Property::Reset]),
     (Mutation::NeverSpills, &[Property::Starvation]),
-    (Mutation::SpillMixedUp, &[Property::Bytes, Property::Bound, Property::Contract]),
+    (Mutation::SpillLosesByte, &[Property::Bytes, Property::Bound]),
     (Mutation::DeafWhilePaused, &[Property::Reset]),
 ];
 
