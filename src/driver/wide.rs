@@ -76,7 +76,7 @@ impl Wide {
 }
 
 /// Copies bytes into chained buffers, of which there are enough.
-fn chain(pool: &mut Pool, mut bytes: &[u8]) -> Option<(BufferId, BufferId)> {
+pub(in crate::driver) fn chain(pool: &mut Pool, mut bytes: &[u8]) -> Option<(BufferId, BufferId)> {
     let mut ends: Option<(BufferId, BufferId)> = None;
     while !bytes.is_empty() {
         let buffer = pool.take().expect("half of the free buffers hold more than was received");

@@ -212,7 +212,7 @@ impl Session {
                     return self.end(step, why);
                 }
                 if opening.connect_is_due(step.now, timeouts.connect_ms) {
-                    opening.gave_up = true;
+                    opening.gave_up = Some(step.now);
                     step.driver.cancel(step.key, Op::Connect);
                 } else if let (false, Some(client)) = (self.watching, &self.ends[0]) {
                     opening.watched = true;
@@ -430,7 +430,7 @@ impl Session {
             return self.give_up_backend(step);
         };
         opening.connecting = false;
-        let result = if opening.gave_up { Err(Errno::TIMED_OUT) } else { result };
+        let result = if opening.gave_up.is_some() { Err(Errno::TIMED_OUT) } else { result };
         let took_ns = step.now.since_ns(opening.began);
         let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
         match result {

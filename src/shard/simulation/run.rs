@@ -85,9 +85,10 @@ impl Run {
         let (journal, records) = mpsc::sync_channel(1024);
         let (told, reports) = mpsc::channel();
         let limits = &plan.config.limits;
-        let members = plan.shards.iter().enumerate().map(|(id, counts_credit)| {
+        let members = plan.shards.iter().enumerate().map(|(id, kernel)| {
             let mut driver = Sim::new(&world, limits.buffers_per_shard, limits.buffer_bytes);
-            driver.set_counts_credit(*counts_credit);
+            driver.set_counts_credit(kernel.counts_credit);
+            driver.set_plain_calls(kernel.plain_calls);
             let (mail, orders) = Mail::new(driver.waker());
             let (tally, load) = (Arc::new(Tally::default()), Arc::new(Load::default()));
             let told = told.clone();
@@ -95,7 +96,7 @@ impl Run {
             let parts = Parts {
                 id,
                 ticked: false,
-                busy_poll_us: 0,
+                busy_poll_us: plan.busy_poll_us,
                 snapshot: Arc::clone(&in_force),
                 tally: Arc::clone(&tally),
                 load,
