@@ -434,7 +434,8 @@ impl Session {
                 continue;
             }
             if let Some(what) = step.driver.recv_now(step.key, side, socket) {
-                found = true;
+                // Without a buffer nothing was seen: who called that movement would stay awake for it.
+                found |= what != Received::Failed(Errno::NO_BUFFERS);
                 self.on_received(step, side, what, false);
             }
         }
