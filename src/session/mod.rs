@@ -325,13 +325,18 @@ impl Session {
         })
     }
 
-    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go.
+    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go. One
+    /// that was ending keeps its reason.
     pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) -> Option<Ended> {
         for socket in self.ends.iter_mut().filter_map(Option::take) {
             step.driver.abort(&socket);
             step.driver.close(None, socket);
         }
-        self.stage = Stage::Ending { why, since: step.now };
+        self.stage = match self.stage {
+            // Its ends were told of that.
+            Stage::Ending { why, since } => Stage::Ending { why, since },
+            _ => Stage::Ending { why, since: step.now },
+        };
         self.bury(step)
     }
 

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod abandon;
 pub mod accept;
 pub mod mailbox;
 mod moves;
@@ -161,16 +162,6 @@ impl<D: Driver> Shard<D> {
             return Ok(Flow::Left);
         }
         Ok(Flow::GoOn)
-    }
-
-    /// Resets all sessions and counts them: the shard has failed, and only its driver is still to go.
-    pub fn abandon(&mut self) {
-        for key in self.sessions.keys() {
-            let Some(mut session) = self.sessions.take(key) else { continue };
-            let ended = session.abandon(&mut self.step_of(key), EndReason::ShardFailed);
-            self.account(&session, ended);
-        }
-        self.lose_parked(EndReason::ShardFailed);
     }
 
     /// Its driver, for tests that own the world behind it.

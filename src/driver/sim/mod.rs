@@ -78,6 +78,8 @@ pub struct Sim {
     counters: Counters,
     counts_credit: bool,
     plain_calls: bool,
+    /// Its shard has failed: sockets are closed whatever is in flight.
+    fails: bool,
     /// The socket of each side of each slot, by slot and side.
     attached: BTreeMap<(u32, u8), usize>,
     /// The socket each listener accepts on.
@@ -119,6 +121,7 @@ impl Sim {
             counters: Counters::default(),
             counts_credit,
             plain_calls,
+            fails: false,
             attached: BTreeMap::new(),
             accepting: BTreeMap::new(),
             lent: BTreeSet::new(),
@@ -135,6 +138,11 @@ impl Sim {
     /// Decides whether it can be read, sent to and carried straight.
     pub const fn set_plain_calls(&mut self, has: bool) {
         self.plain_calls = has;
+    }
+
+    /// Its shard has failed: what is in flight goes with the driver, and sockets may be closed before.
+    pub const fn fail(&mut self) {
+        self.fails = true;
     }
 
     /// The last things that happened in its world, a line each.
@@ -387,6 +395,7 @@ impl Driver for Sim {
 
     fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket) {
         let number = match attached {
+            _ if self.fails => return self.close_failed(&socket),
             Some((key, side)) => self.owned("close", key, side, &socket),
             None => self.asked("close", &socket),
         };
@@ -462,6 +471,12 @@ impl Drop for Sim {
         // A panic may have left the world borrowed; it is over then.
         if let Ok(mut world) = self.world.try_borrow_mut() {
             world.shards[self.shard] = None;
+            world.end_flights_of(self.shard);
+            for (number, verb) in self.said.drain(..).filter_map(|(_, last)| last) {
+                if let Some(Some(end)) = world.ends.get_mut(number) {
+                    end.asked[verb as usize] = false;
+                }
+            }
         }
     }
 }

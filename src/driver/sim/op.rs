@@ -215,6 +215,17 @@ impl World {
         self.kick(number);
     }
 
+    /// A shard's driver is gone, and with it what it had in flight.
+    pub(super) fn end_flights_of(&mut self, shard: usize) {
+        for end in self.ends.iter_mut().flatten() {
+            for verb in Verb::ALL {
+                if end.flights[verb as usize].take_if(|flight| flight.shard == shard).is_some() {
+                    end.asked[verb as usize] = false;
+                }
+            }
+        }
+    }
+
     /// Something about a socket changed: what can end now will be tried.
     pub(super) fn kick(&mut self, number: usize) {
         for verb in Verb::ALL {

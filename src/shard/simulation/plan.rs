@@ -74,6 +74,8 @@ pub(super) enum Told {
     Move { born: usize, nth: u64, to: usize },
     /// A shard's sockets and sessions go to another, and it leaves.
     Retire { shard: usize, heir: usize },
+    /// A shard fails; with `unheard`, after a turn of its driver of which it hears nothing.
+    Fail { shard: usize, unheard: bool },
     /// All shards leave, and end their sessions, as by a second signal.
     Stop,
 }
@@ -302,7 +304,7 @@ fn drawn_answers(rng: &mut Rng) -> Vec<(Time, Answer)> {
 
 fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]) -> Told {
     let to = rng.index(shards);
-    match rng.below(16) {
+    match rng.below(17) {
         0..3 => {
             let sessions_max = if rng.chance(Rate::one_in(4)) { 3 } else { 1000 };
             let high_water_bytes = limits.buffer_bytes + rng.pick(&[0, 100, 4000, 32_000]);
@@ -319,6 +321,7 @@ fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]
             let shard = rng.index(shards);
             Told::Retire { shard, heir: (shard + 1 + rng.index(shards - 1)) % shards }
         }
+        15 => Told::Fail { shard: to, unheard: rng.chance(Rate::HALF) },
         _ => Told::Stop,
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct Run {
     watch: Watch,
     rounds: u64,
     stopping: bool,
+    failed: bool,
 }
 
 /// A shard, and what stays of it.
@@ -122,6 +123,7 @@ impl Run {
             watch: Watch::default(),
             rounds: 0,
             stopping: false,
+            failed: false,
             plan,
         };
         run.open();
@@ -199,6 +201,11 @@ impl Run {
     /// Whether sessions were told to end.
     pub(super) const fn is_stopping(&self) -> bool {
         self.stopping
+    }
+
+    /// Whether a shard has failed.
+    pub(super) const fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Whether nothing is left to wait for: all orders given, all who leave have left.
@@ -289,6 +296,7 @@ impl Run {
                 }
             }
             Told::Retire { shard, heir } => self.retire(shard, heir),
+            Told::Fail { shard, unheard } => self.fail(shard, unheard),
             Told::Stop => self.stop(),
         }
     }
@@ -335,6 +343,38 @@ impl Run {
         self.introduce();
         self.send(shard, Order::Evict(Some(self.members[heir].home.clone())));
         self.send(shard, Order::Leave);
+    }
+
+    /// A shard panicked: it is abandoned, and others serve where it did.
+    fn fail(&mut self, at: usize, unheard: bool) {
+        let Some(mut shard) = self.members[at].shard.take() else { return };
+        if unheard {
+            let now = self.now();
+            shard.driver().turn(Some(now)).expect("the simulated driver does not fail");
+        }
+        shard.driver().fail();
+        shard.abandon();
+        drop(shard);
+        (self.failed, self.members[at].leaving) = (true, true);
+        for port in 0..self.ports.len() {
+            let Port { listener, at: of, next, released, .. } = self.ports[port];
+            if next == Some(at) {
+                self.ports[port].next = None;
+            }
+            if of != at || released {
+                continue;
+            }
+            let serves = |heir: &usize| {
+                let takes = |it: &Port| it.at == *heir && !it.released || it.next == Some(*heir);
+                let taken = |it: &Port| it.listener == listener && takes(it);
+                !self.members[*heir].leaving && !self.ports.iter().any(taken)
+            };
+            match (0..self.members.len()).find(serves) {
+                Some(heir) => self.serve(port, heir),
+                None => (self.ports[port].next, self.ports[port].released) = (None, true),
+            }
+        }
+        self.introduce();
     }
 
     /// The second signal: nobody listens any more, sessions end, shards leave.
