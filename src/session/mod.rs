@@ -226,6 +226,7 @@ impl Session {
                 let why = self.why_due(step.now);
                 self.end(step, why);
             }
+            Stage::Settling { .. } if sabotage::is(Mutation::SettlesForever) => {}
             Stage::Settling { .. } => self.unsettle(step),
             Stage::Ending { since, .. } => {
                 *since = step.now;

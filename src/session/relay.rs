@@ -310,6 +310,9 @@ impl Session {
         let carried = step.driver.carry_wide(step.key, source, from, to, high_water);
         if let Some((first, last)) = carried.tail {
             dir.adopt(step.driver.pool(), first, last);
+            if sabotage::is(Mutation::WideTailLost) {
+                dir.discard(step.driver.pool());
+            }
         }
         let moved = carried.taken + dir.queued;
         let small = moved < step.driver.pool().buffer_bytes();
@@ -392,7 +395,9 @@ impl Session {
         };
         match step.driver.send_now(to, first) {
             Ok(taken) => {
-                dir.took(step.driver.pool(), taken);
+                if !sabotage::is(Mutation::HotSentTwice) {
+                    dir.took(step.driver.pool(), taken);
+                }
                 self.note_taken(step.now, source, taken);
                 true
             }
@@ -428,7 +433,8 @@ impl Session {
         let mut found = false;
         for side in Side::BOTH {
             let dir = &self.dirs[side as usize];
-            let busy = dir.armed || dir.polling || dir.starved || dir.eof || !dir.is_empty();
+            let armed = dir.armed && !sabotage::is(Mutation::ReadWhileArmed);
+            let busy = armed || dir.polling || dir.starved || dir.eof || !dir.is_empty();
             let Some(socket) = &self.ends[side as usize] else { continue };
             if !self.hot || busy || !self.is_relaying() {
                 continue;

@@ -5,6 +5,7 @@ use super::mailbox::Order;
 use crate::config::limits;
 use crate::driver::{Completion, Driver};
 use crate::event::EndReason;
+use crate::session::sabotage::{self, Mutation};
 use std::time::Duration;
 
 impl<D: Driver> Shard<D> {
@@ -24,6 +25,9 @@ impl<D: Driver> Shard<D> {
 
     /// Turns away who was accepted and is not a session yet. What else the driver has to say is nobody's any more.
     fn refuse_accepted(&mut self) {
+        if sabotage::is(Mutation::AcceptedForgotten) {
+            return;
+        }
         while let Some(completion) = self.driver.next() {
             if let Completion::Accepted { result: Ok(client), .. } = completion {
                 self.parts.tally.shard.accepted.add(1);
@@ -35,6 +39,9 @@ impl<D: Driver> Shard<D> {
     /// Empties the mailbox, until all that was promised has come: afterwards nobody can promise, so nobody sends what
     /// would be lost with the mailbox.
     fn lose_mail(&mut self) {
+        if sabotage::is(Mutation::MailForgotten) {
+            return self.parts.load.fail();
+        }
         while let Ok(order) = self.parts.orders.try_recv() {
             self.lose_order(order);
         }

@@ -2,7 +2,7 @@
 
 use super::plan::Plan;
 use super::run::Run;
-use crate::config::OnBackendFail;
+use crate::config::{OnBackendFail, limits};
 use crate::driver::sim::{ConnId, Fate, Fault, Rate, Record, Role, Sim, World};
 use crate::driver::{Driver, Side};
 use crate::event::{Arm, EndReason, Ended};
@@ -55,6 +55,8 @@ type Broken = (Property, String);
 
 /// How late a deadline may be kept: the wheel's tick, and a turn that was not yet called a freeze.
 const LATE_MS: u64 = 300;
+/// How much older sessions may get in one turn: a sleep, and stops too short to be told from work.
+const TURN_MS: u64 = 3 * (limits::SLEEP_MS_MAX + limits::FREEZE_MS);
 /// How long bytes may lie in a world that has healed.
 const STARVED_MS: u64 = 20_000;
 
@@ -66,6 +68,8 @@ pub(super) struct Watch {
     waits: BTreeMap<ConnId, ((u64, bool), Time)>,
     /// By shard, slot and generation: since when its deadline has passed.
     past: BTreeMap<(usize, u32, u32), Time>,
+    /// By shard: its clock after its last turn.
+    clocks: BTreeMap<usize, Time>,
 }
 
 impl Watch {
@@ -83,6 +87,11 @@ impl Watch {
     ) -> Result<(), Broken> {
         let buffer_bytes = u64::from(plan.config.limits.buffer_bytes);
         let now = shard.now;
+        let before = self.clocks.insert(at, now).unwrap_or(now);
+        if now > before.plus_ms(TURN_MS) {
+            let ms = now.since_ns(before) / 1_000_000;
+            return Err((Property::Deadline, format!("shard {at}: a turn aged sessions {ms} ms")));
+        }
         for key in shard.sessions.keys() {
             let Some(session) = shard.sessions.session(key) else { continue };
             let high_water = u64::from(session.snapshot().config.limits.high_water_bytes);

@@ -8,7 +8,7 @@ use crate::session::sabotage::{self, Mutation};
 const SEEDS: u64 = 20_000;
 
 /// Each fault, and what catches it first.
-const CAUGHT: [(Mutation, &[Property]); 13] = [
+const CAUGHT: [(Mutation, &[Property]); 19] = [
     (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness]),
     (Mutation::ClosedInFlight, &[Property::Contract]),
     (Mutation::DoubleGiveBack, &[Property::Contract]),
@@ -22,6 +22,12 @@ const CAUGHT: [(Mutation, &[Property]); 13] = [
     (Mutation::TailLost, &[Property::Bytes]),
     (Mutation::TailDoubled, &[Property::Bytes]),
     (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness]),
+    (Mutation::WideTailLost, &[Property::Bytes]),
+    (Mutation::HotSentTwice, &[Property::Bytes]),
+    (Mutation::ReadWhileArmed, &[Property::Contract]),
+    (Mutation::SettlesForever, &[Property::Deadline]),
+    (Mutation::MailForgotten, &[Property::Leak, Property::Starvation]),
+    (Mutation::AcceptedForgotten, &[Property::Leak]),
 ];
 
 #[test]
