@@ -186,7 +186,8 @@ impl<D: Driver> Shard<D> {
         }
         let at_once = self.driver.read_clock();
         self.driver.turn(Some(at_once))?;
-        self.look_at_clock(at_once);
+        // Since its last look, for the thread may have been stopped before this turn too.
+        self.look_at_clock(self.now + self.frozen_ns);
         Ok(found)
     }
 
@@ -199,8 +200,9 @@ impl<D: Driver> Shard<D> {
             self.with_session(key, |session, step| moved = session.read_now(step));
             if moved {
                 found = true;
-                let frozen_ns = self.frozen_ns;
-                self.now = Time(self.driver.read_clock().0.saturating_sub(frozen_ns)).max(self.now);
+                let last = self.now + self.frozen_ns;
+                self.driver.read_clock();
+                self.look_at_clock(last);
                 self.note_movement(key);
             }
         }
