@@ -149,6 +149,8 @@ pub const SPILL_LOOKS_MAX: u32 = 4096;
 
 /// Records of ended sessions that wait to be logged, for all shards.
 pub const JOURNAL_RECORDS_MAX: usize = 16_384;
+/// How long a shard that has failed waits for what was promised to it and not sent yet.
+pub const ABANDON_MS_MAX: u64 = 200;
 /// Panics of shards within a minute that end the process.
 pub const PANICS_PER_MINUTE_MAX: usize = 3;
 

@@ -419,7 +419,7 @@ pub trait Driver {
     /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at
     /// once, by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in
     /// this direction. Not more is received than the destination is thought to have room for; what it does not take all
-    /// the same comes back as a tail of pool buffers, of at most `tail_max` bytes: more than that stays with the source.
+    /// the same comes back as a tail of pool buffers, at most `tail_max` bytes: more than that stays with the source.
     fn carry_wide(
         &mut self,
         _key: Key,

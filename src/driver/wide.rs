@@ -36,7 +36,7 @@ impl Wide {
         }
         // A tail must find buffers.
         let least = pool.buffer_bytes() as usize;
-        let tail_max = (pool.free() / 2 * least).min(tail_max as usize);
+        let tail_max = (pool.free().div_ceil(2) * least).min(tail_max as usize);
         let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
         if tail_max == 0 {
             carried.source = Some(Received::Failed(Errno::NO_BUFFERS));
@@ -76,10 +76,10 @@ impl Wide {
 }
 
 /// Copies bytes into chained buffers, of which there are enough.
-fn chain(pool: &mut Pool, mut bytes: &[u8]) -> Option<(BufferId, BufferId)> {
+pub(in crate::driver) fn chain(pool: &mut Pool, mut bytes: &[u8]) -> Option<(BufferId, BufferId)> {
     let mut ends: Option<(BufferId, BufferId)> = None;
     while !bytes.is_empty() {
-        let buffer = pool.take().expect("half of the free buffers hold more than was received");
+        let buffer = pool.take().expect("half of the free buffers hold what is kept");
         let n = pool.fill(buffer, bytes);
         bytes = &bytes[n..];
         ends = Some(match ends {

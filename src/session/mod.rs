@@ -222,7 +222,7 @@ impl Session {
                     return self.end(step, why);
                 }
                 if opening.connect_is_due(step.now, timeouts.connect_ms) {
-                    opening.gave_up = true;
+                    opening.gave_up = Some(step.now);
                     step.driver.cancel(step.key, Op::Connect);
                 } else {
                     opening.watched = true;
@@ -231,6 +231,7 @@ impl Session {
                 self.retime = true;
             }
             Stage::Relaying => self.look(step),
+            Stage::Settling { .. } if sabotage::is(Mutation::SettlesForever) => {}
             Stage::Settling { .. } => self.unsettle(step),
             Stage::Ending { since, .. } => {
                 *since = step.now;
@@ -327,13 +328,18 @@ impl Session {
         })
     }
 
-    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go.
+    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go. One
+    /// that was ending keeps its reason.
     pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) -> Option<Ended> {
         for socket in self.ends.iter_mut().filter_map(Option::take) {
             step.driver.abort(&socket);
             step.driver.close(None, socket);
         }
-        self.stage = Stage::Ending { why, since: step.now };
+        self.stage = match self.stage {
+            // Its ends were told of that.
+            Stage::Ending { why, since } => Stage::Ending { why, since },
+            _ => Stage::Ending { why, since: step.now },
+        };
         self.bury(step)
     }
 
@@ -452,7 +458,7 @@ impl Session {
             return self.give_up_backend(step);
         };
         opening.connecting = false;
-        let result = if opening.gave_up { Err(Errno::TIMED_OUT) } else { result };
+        let result = if opening.gave_up.is_some() { Err(Errno::TIMED_OUT) } else { result };
         let took_ns = step.now.since_ns(opening.began);
         let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
         match result {
@@ -494,6 +500,7 @@ impl Session {
         }
         let dir = &mut self.dirs[side as usize];
         dir.watch = Watch::Off;
+        self.retime = true;
         match self.stage {
             Stage::Opening(_) if result.is_ok() => self.end(step, EndReason::ClientLeft),
             // What is received from is heard by that.

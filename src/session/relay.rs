@@ -371,9 +371,12 @@ impl Session {
     pub(super) fn arm<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
         let dir = &mut self.dirs[side as usize];
         let in_flight = dir.armed || dir.polling || dir.starved;
+        if in_flight || dir.eof || !matches!(self.stage, Stage::Relaying) {
+            return;
+        }
         // A hot session is read by `read_now`, unless it has become bulky.
-        if in_flight || (self.hot && !dir.wide) || dir.eof || !matches!(self.stage, Stage::Relaying)
-        {
+        if self.hot && !dir.wide {
+            self.retime |= dir.sending;
             return;
         }
         let Some(socket) = &self.ends[side as usize] else { return };
@@ -425,6 +428,9 @@ impl Session {
         let carried = step.driver.carry_wide(step.key, source, from, to, high_water);
         if let Some((first, last)) = carried.tail {
             dir.adopt(step.driver.pool(), first, last);
+            if sabotage::is(Mutation::WideTailLost) {
+                dir.discard(step.driver.pool());
+            }
         }
         let moved = carried.taken + dir.queued;
         let small = moved < step.driver.pool().buffer_bytes();
@@ -512,7 +518,9 @@ impl Session {
         };
         match step.driver.send_now(to, first) {
             Ok(taken) => {
-                dir.took(step.driver.pool(), taken);
+                if !sabotage::is(Mutation::HotSentTwice) {
+                    dir.took(step.driver.pool(), taken);
+                }
                 self.note_taken(step.now, source, taken);
                 true
             }
@@ -548,13 +556,15 @@ impl Session {
         let mut found = false;
         for side in Side::BOTH {
             let dir = &self.dirs[side as usize];
-            let busy = dir.armed || dir.polling || dir.starved || dir.eof || !dir.is_empty();
+            let armed = dir.armed && !sabotage::is(Mutation::ReadWhileArmed);
+            let busy = armed || dir.polling || dir.starved || dir.eof || !dir.is_empty();
             let Some(socket) = &self.ends[side as usize] else { continue };
             if !self.hot || busy || !self.is_relaying() {
                 continue;
             }
             if let Some(what) = step.driver.recv_now(step.key, side, socket) {
-                found = true;
+                // Without a buffer nothing was seen: who called that movement would stay awake for it.
+                found |= what != Received::Failed(Errno::NO_BUFFERS);
                 self.on_received(step, side, what, false);
             }
         }

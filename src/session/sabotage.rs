@@ -35,6 +35,18 @@ pub(crate) enum Mutation {
     SpillLosesByte,
     /// Nobody listens whether the source of a paused direction has gone.
     DeafWhilePaused,
+    /// What a wide step's destination does not take is dropped.
+    WideTailLost,
+    /// What a hot session's destination took at once is sent again.
+    HotSentTwice,
+    /// A hot session is read straight before its receive is over.
+    ReadWhileArmed,
+    /// A session that does not come to rest in time waits on.
+    SettlesForever,
+    /// A shard that fails leaves its mailbox as it is.
+    MailForgotten,
+    /// A shard that fails leaves clients as they are that were accepted and have no session.
+    AcceptedForgotten,
 }
 
 /// Whether this thread runs with that fault.

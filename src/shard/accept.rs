@@ -168,7 +168,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Turns a client away: by a reset, so that nobody takes it for a session.
-    fn refuse(&mut self, client: Socket) {
+    pub(super) fn refuse(&mut self, client: Socket) {
         self.parts.tally.shard.refused_full.add(1);
         self.refused_at = Some(self.now);
         self.driver.abort(&client);

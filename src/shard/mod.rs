@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod abandon;
 pub mod accept;
 pub mod mailbox;
 mod moves;
@@ -178,17 +179,6 @@ impl<D: Driver> Shard<D> {
         Ok(Flow::GoOn)
     }
 
-    /// Resets all sessions and counts them: the shard has failed, and only its driver is still to go.
-    pub fn abandon(&mut self) {
-        for key in self.sessions.keys() {
-            let Some(mut session) = self.sessions.take(key) else { continue };
-            let ended = session.abandon(&mut self.step_of(key), EndReason::ShardFailed);
-            self.account(&session, ended);
-        }
-        self.lose_parked(EndReason::ShardFailed);
-        self.refuse_waiting();
-    }
-
     /// Its driver, for tests that own the world behind it.
     pub const fn driver(&mut self) -> &mut D {
         &mut self.driver
@@ -211,7 +201,8 @@ impl<D: Driver> Shard<D> {
         }
         let at_once = self.driver.read_clock();
         self.driver.turn(Some(at_once))?;
-        self.look_at_clock(at_once);
+        // Since its last look, for the thread may have been stopped before this turn too.
+        self.look_at_clock(self.now + self.frozen_ns);
         Ok(found)
     }
 
@@ -224,8 +215,9 @@ impl<D: Driver> Shard<D> {
             self.with_session(key, |session, step| moved = session.read_now(step));
             if moved {
                 found = true;
-                let frozen_ns = self.frozen_ns;
-                self.now = Time(self.driver.read_clock().0.saturating_sub(frozen_ns)).max(self.now);
+                let last = self.now + self.frozen_ns;
+                self.driver.read_clock();
+                self.look_at_clock(last);
                 self.note_movement(key);
             }
         }

@@ -166,7 +166,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Keeps a session that nobody has room for: its ends are told nothing, and it goes on when there is.
-    fn park(&mut self, parcel: Box<Parcel>) {
+    pub(super) fn park(&mut self, parcel: Box<Parcel>) {
         self.parts.tally.shard.sessions.add(1);
         match self.ending {
             Some(why) => self.lose(*parcel, why),

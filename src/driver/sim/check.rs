@@ -105,6 +105,14 @@ impl Sim {
         world.begin(self.shard, number, Verb::Send, op);
     }
 
+    /// Closes a socket of a shard that has failed.
+    pub(super) fn close_failed(&mut self, socket: &Socket) {
+        let number = self.asked("close, having failed", socket);
+        self.attached.retain(|_, attached| *attached != number);
+        self.said.retain(|(_, last)| last.is_none_or(|(said, _)| said != number));
+        self.world.borrow_mut().close_socket(number);
+    }
+
     /// A side of a session is this driver's no more.
     pub(super) fn forget(&mut self, key: Key, side: Side, number: usize) {
         self.attached.remove(&(key.slot, side as u8));

@@ -4,6 +4,7 @@ use super::conn::{Conn, ConnId, Fate, Record, Role};
 use super::faults::{Fault, Faults};
 use super::op::{Attempt, End, Op, Verb};
 use super::pipe::Way;
+use super::plain::Plain;
 use super::rng::{Rng, mix};
 use super::script::{Answer, Backend, Reading, Script, Step};
 use super::trace::{Note, Trace};
@@ -79,6 +80,8 @@ pub struct World {
     pub(super) stale: u64,
     /// Clients whose address could not be told.
     pub(super) addresses_gone: u64,
+    /// What plain calls did.
+    pub(super) plain: Plain,
 }
 
 impl World {
@@ -100,6 +103,7 @@ impl World {
             digest: seed,
             stale: 0,
             addresses_gone: 0,
+            plain: Plain::default(),
         }))
     }
 
@@ -241,6 +245,15 @@ impl World {
 
     pub(super) fn happens(&mut self, fault: Fault) -> bool {
         self.rng.chance(self.faults.rate(fault))
+    }
+
+    /// The thread of the shard whose turn it is may be stopped for a while.
+    pub(super) fn freeze(&mut self) {
+        if self.happens(Fault::Freeze) {
+            let ns = self.rng.log_within(10_000_000, 5_000_000_000);
+            self.note(Note::Net("stops the shard for ns", i64::try_from(ns).unwrap_or(0)));
+            self.pass_until(self.clock + ns);
+        }
     }
 
     pub(super) fn schedule(&mut self, delay_ns: u64, event: Event) {

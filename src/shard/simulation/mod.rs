@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod check;
+mod mood;
 mod mutations;
 mod plan;
 mod run;
@@ -161,4 +162,18 @@ fn every_property_holds_for_a_million_seeds() {
     if let Some((seed, failure)) = failed.first().cloned() {
         panic!("{} seeds fail, the first: {}", failed.len(), report(seed, failure));
     }
+}
+
+#[test]
+fn plans_reach_plain_calls() {
+    let mut all = [0_u64; 5];
+    for seed in 0..SEEDS {
+        let mut run = Run::new(Plan::drawn_from(seed));
+        let _ = catch_unwind(AssertUnwindSafe(|| run.through()));
+        let plain = run.world.borrow().plain();
+        let counts = [plain.reads, plain.sends, plain.steps, plain.tails, plain.left];
+        all.iter_mut().zip(counts).for_each(|(all, n)| *all += u64::from(n > 0));
+    }
+    println!("seeds with reads, sends, steps, tails, bytes left: {all:?} of {SEEDS}");
+    assert!(all.iter().all(|n| *n >= 10), "{all:?} of {SEEDS}");
 }

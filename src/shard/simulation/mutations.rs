@@ -8,7 +8,7 @@ use crate::session::sabotage::{self, Mutation};
 const SEEDS: u64 = 20_000;
 
 /// Each fault, and what catches it first.
-const CAUGHT: [(Mutation, &[Property]); 16] = [
+const CAUGHT: [(Mutation, &[Property]); 22] = [
     (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness, Property::Reset]),
     (Mutation::ClosedInFlight, &[Property::Contract]),
     (Mutation::DoubleGiveBack, &[Property::Contract]),
@@ -25,6 +25,12 @@ const CAUGHT: [(Mutation, &[Property]); 16] = [
     (Mutation::NeverSpills, &[Property::Starvation]),
     (Mutation::SpillLosesByte, &[Property::Bytes, Property::Bound]),
     (Mutation::DeafWhilePaused, &[Property::Reset]),
+    (Mutation::WideTailLost, &[Property::Bytes]),
+    (Mutation::HotSentTwice, &[Property::Bytes]),
+    (Mutation::ReadWhileArmed, &[Property::Contract]),
+    (Mutation::SettlesForever, &[Property::Deadline]),
+    (Mutation::MailForgotten, &[Property::Leak, Property::Starvation]),
+    (Mutation::AcceptedForgotten, &[Property::Leak]),
 ];
 
 #[test]

@@ -21,8 +21,10 @@ const BACKENDS: u16 = 2;
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) faults: Faults,
-    /// Whether each shard's driver counts credit; as many shards.
-    pub(super) shards: Vec<bool>,
+    /// What each shard's driver can do; as many shards.
+    pub(super) shards: Vec<Kernel>,
+    /// How long shards look for work without sleeping, in microseconds.
+    pub(super) busy_poll_us: u32,
     pub(super) config: Config,
     pub(super) clients: Vec<Client>,
     pub(super) backends: Vec<Backend>,
@@ -33,6 +35,13 @@ pub(super) struct Plan {
     pub(super) all_leave: bool,
     /// Whether shards hand clients to each other.
     pub(super) places: bool,
+}
+
+/// What a shard's driver can do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    pub(super) counts_credit: bool,
+    pub(super) plain_calls: bool,
 }
 
 /// A client.
@@ -65,6 +74,8 @@ pub(super) enum Told {
     Move { born: usize, nth: u64, to: usize },
     /// A shard's sockets and sessions go to another, and it leaves.
     Retire { shard: usize, heir: usize },
+    /// A shard fails; with `unheard`, after a turn of its driver of which it hears nothing.
+    Fail { shard: usize, unheard: bool },
     /// All shards leave, and end their sessions, as by a second signal.
     Stop,
 }
@@ -86,7 +97,12 @@ impl Plan {
         if rng.chance(Rate::one_in(8)) {
             faults.sockets_max = rng.index(24) + 8;
         }
-        let shards: Vec<bool> = (0..=rng.index(3)).map(|_| rng.chance(Rate::HALF)).collect();
+        let shards = (0..=rng.index(3)).map(|_| Kernel {
+            counts_credit: rng.chance(Rate::HALF),
+            plain_calls: rng.chance(Rate::HALF),
+        });
+        let shards: Vec<Kernel> = shards.collect();
+        let busy_poll_us = rng.pick(&[0, 0, 4, 60, 800]);
         let percents = [(); 2].map(|()| rng.pick(&[0, 500, 3333, 5000, 10_000]));
         let mut limits = drawn_limits(rng);
         // Clients that never read, and too few buffers for all of them.
@@ -136,6 +152,7 @@ impl Plan {
             seed,
             faults,
             shards,
+            busy_poll_us,
             config,
             clients,
             backends,
@@ -144,6 +161,7 @@ impl Plan {
             all_leave,
             places,
         }
+        .with_mood(rng)
     }
 
     /// Plans with one thing less each.
@@ -163,6 +181,12 @@ impl Plan {
         for fault in Fault::ALL.iter().filter(|fault| self.faults.rate(**fault) != Rate::NEVER) {
             add(&|plan| plan.faults = plan.faults.clone().with(*fault, Rate::NEVER));
         }
+        if self.busy_poll_us > 0 {
+            add(&|plan| plan.busy_poll_us = 0);
+        }
+        if self.shards.iter().any(|kernel| kernel.plain_calls) {
+            add(&|plan| plan.shards.iter_mut().for_each(|kernel| kernel.plain_calls = false));
+        }
         for at in 0..self.clients.len() {
             for step in 0..self.clients[at].script.0.len() {
                 add(&|plan| {
@@ -176,8 +200,11 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { faults, shards, config, heals_ms, all_leave, places, .. } = self;
-        writeln!(f, "  credit counted by shard: {shards:?}; they place clients: {places}")?;
+        let Self { faults, shards, busy_poll_us, config, heals_ms, all_leave, places, .. } = self;
+        writeln!(
+            f,
+            "  by shard: {shards:?}; they spin {busy_poll_us} us, place clients: {places}"
+        )?;
         writeln!(f, "  heals after {heals_ms} ms; ends all leave: {all_leave}")?;
         let (room, latency_ns) = (faults.room_bytes, faults.latency_ns);
         write!(
@@ -293,7 +320,7 @@ fn drawn_answers(rng: &mut Rng) -> Vec<(Time, Answer)> {
 
 fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]) -> Told {
     let to = rng.index(shards);
-    match rng.below(16) {
+    match rng.below(17) {
         0..3 => {
             let sessions_max = if rng.chance(Rate::one_in(4)) { 3 } else { 1000 };
             let high_water_bytes = limits.buffer_bytes + rng.pick(&[0, 100, 4000, 32_000]);
@@ -310,6 +337,7 @@ fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]
             let shard = rng.index(shards);
             Told::Retire { shard, heir: (shard + 1 + rng.index(shards - 1)) % shards }
         }
+        15 => Told::Fail { shard: to, unheard: rng.chance(Rate::HALF) },
         _ => Told::Stop,
     }
 }
