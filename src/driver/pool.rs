@@ -148,10 +148,19 @@ impl Pool {
         if self.is_spilled(buffer) {
             return buffer;
         }
-        let bytes: Box<[u8]> = self.bytes(buffer).into();
-        let meta = Meta { start: 0, ..self.meta[buffer.0 as usize] };
+        let spilled = self.hold(self.bytes(buffer).into());
+        self.meta[spilled.0 as usize].next = self.meta[buffer.0 as usize].next;
+        self.give_back(buffer);
+        spilled
+    }
+
+    /// Takes bytes that are in memory of their own, at least one, as if they had been spilled.
+    pub fn hold(&mut self, bytes: Box<[u8]>) -> BufferId {
+        debug_assert!(!bytes.is_empty(), "what holds nothing has no name");
+        let filled = u32::try_from(bytes.len()).expect("a queue is shorter than 16 MiB");
+        let meta = Meta { start: 0, filled, next: NONE, out: true, warm: true };
         self.spilled_bytes += bytes.len();
-        let name = if let Some(name) = self.spilled_free.pop() {
+        BufferId(if let Some(name) = self.spilled_free.pop() {
             self.spilled[name as usize - self.count] = bytes;
             self.meta[name as usize] = meta;
             name
@@ -159,9 +168,7 @@ impl Pool {
             self.spilled.push(bytes);
             self.meta.push(meta);
             u32::try_from(self.meta.len() - 1).expect("two directions a session are far fewer")
-        };
-        self.give_back(buffer);
-        BufferId(name)
+        })
     }
 
     /// Gives the memory of free buffers back to the kernel, but for those that will be used next. Buffers that are no

@@ -185,18 +185,12 @@ impl Dir {
         bytes
     }
 
-    /// Fills an empty queue. Whether the pool had buffers enough; where not, nothing is queued.
-    pub(super) fn refill(&mut self, pool: &mut Pool, mut bytes: &[u8]) -> bool {
-        if bytes.len().div_ceil(pool.buffer_bytes() as usize) > pool.free() {
-            return false;
-        }
-        while !bytes.is_empty() {
-            let Some(buffer) = pool.take() else { return false };
-            let n = pool.fill(buffer, bytes);
-            bytes = &bytes[n..];
+    /// Fills an empty queue.
+    pub(super) fn refill(&mut self, pool: &mut Pool, bytes: Vec<u8>) {
+        if !bytes.is_empty() {
+            let buffer = pool.hold(bytes.into());
             self.push(pool, buffer);
         }
-        true
     }
 }
 
@@ -327,9 +321,14 @@ impl Session {
     pub fn spill<D: Driver>(&mut self, step: &mut Step<'_, D>) {
         for side in Side::BOTH.into_iter().filter(|_| !sabotage::is(Mutation::NeverSpills)) {
             let dir = &mut self.dirs[side as usize];
-            let Some((first, _)) = dir.queue.filter(|_| dir.sending) else { continue };
-            if !std::mem::replace(&mut dir.lingers, true) || !matches!(self.stage, Stage::Relaying)
-            {
+            let Some((first, _)) = dir.queue else { continue };
+            if !dir.sending {
+                // What a client said early: its backend takes its time.
+                dir.spill(step.driver.pool());
+                continue;
+            }
+            let lingered = std::mem::replace(&mut dir.lingers, true);
+            if !lingered || !matches!(self.stage, Stage::Relaying) {
                 continue;
             }
             let pool = step.driver.pool();

@@ -136,7 +136,7 @@ impl Plan {
             })
             .collect();
         let most = rng.pick(&[1, 4, 12, 40]);
-        let orders = (0..rng.index(most))
+        let mut orders: Vec<_> = (0..rng.index(most))
             .map(|_| {
                 let when = if rng.chance(Rate::HALF) {
                     When::Round(rng.log_within(1, 1000))
@@ -146,6 +146,13 @@ impl Plan {
                 (when, drawn_order(rng, shards.len(), &limits, percents))
             })
             .collect();
+        if stalls && shards.len() > 1 {
+            // Blocked sessions, some half-closed, are carried.
+            let to = rng.index(shards.len());
+            orders.extend((0..shards.len()).filter(|from| *from != to).map(|from| {
+                (When::Ms(rng.log_within(10, 15_000)), Told::Evict { from, to: Some(to) })
+            }));
+        }
         let heals_ms = if stalls { 20_000 } else { rng.log_within(100, 20_000) };
         let places = rng.chance(Rate::HALF);
         Self {
