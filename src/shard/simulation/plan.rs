@@ -81,9 +81,15 @@ pub(super) enum Told {
 }
 
 impl Client {
-    /// Has it read nothing for a long while.
+    /// Has it read nothing for a long while, and then wait for the end.
     fn stall(&mut self) {
-        let stall = [Step::Reading(Reading::Stopped), Step::Wait(20_000_000_000)];
+        let patience_ns = 40_000_000_000;
+        let stall = [
+            Step::Reading(Reading::Stopped),
+            Step::Wait(20_000_000_000),
+            Step::Reading(Reading::Eager),
+            Step::AwaitEnd { patience_ns },
+        ];
         self.script.0.splice(0..0, stall);
     }
 }
@@ -126,12 +132,16 @@ impl Plan {
         if stalls {
             clients.iter_mut().skip(1).for_each(Client::stall);
         }
+        let finishes = Script(vec![Step::Write(bytes_max), Step::Finish]);
         let backends = (0..2 * BACKENDS)
             .map(|n| Backend {
                 address: address(n),
                 answers: drawn_answers(rng),
                 scripts: (0..=rng.index(4))
-                    .map(|_| Script::drawn_from(rng, bytes_max, all_leave))
+                    .map(|_| match stalls && rng.chance(Rate::HALF) {
+                        true => finishes.clone(),
+                        false => Script::drawn_from(rng, bytes_max, all_leave),
+                    })
                     .collect(),
             })
             .collect();
