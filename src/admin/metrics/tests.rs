@@ -59,7 +59,7 @@ fn every_metric_is_there_once_there_is_a_session_of_each_kind() {
     let route = route(&board, 0, "fix");
     route.ended[0].add(1);
     let why = "the probe passed".to_owned();
-    let path = PathChoice { wanted: crate::config::DataPath::Auto, kind: Kind::Uring, why };
+    let path = chosen(Kind::Uring, why);
     board.path.store(Some(Arc::new(path)));
     let text = scrape(&board);
     for d in table::DEFINITIONS {
@@ -114,7 +114,7 @@ fn a_histogram_is_cumulative_and_its_count_and_sum_are_right() {
 fn label_values_are_escaped() {
     let board = harness::board(1);
     let why = "a \"quoted\" reason,\nwith C:\\path".to_owned();
-    let path = PathChoice { wanted: crate::config::DataPath::Auto, kind: Kind::Epoll, why };
+    let path = chosen(Kind::Epoll, why);
     board.path.store(Some(Arc::new(path)));
     let text = scrape(&board);
     let escaped = r#"why="a \"quoted\" reason,\nwith C:\\path"} 1"#;

@@ -284,7 +284,7 @@ impl Run {
                 let session = (born as u64) << 48 | nth;
                 for at in 0..self.members.len() {
                     let to = self.members[to].home.clone();
-                    self.send(at, Order::Move { session, to });
+                    self.send(at, Order::Move { session, to, told: None });
                 }
             }
             Told::Retire { shard, heir } => self.retire(shard, heir),

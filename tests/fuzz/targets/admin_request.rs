@@ -42,7 +42,7 @@ fn check(method: &str, path: &str, body: &[u8]) {
             let order = admin::order_of(method, path, again.as_bytes());
             assert_eq!(order, Ok(Order::Canary { listener, percent }));
         }
-        Ok(Order::DataPath { path: to, live }) => {
+        Ok(Order::DataPath { path: to, live, percent }) => {
             assert_eq!((method, path), PATHS[2]);
             let live_again = live.map_or_else(|| "null".to_owned(), |live| live.to_string());
             let again = format!(r#"{{"path": "{}", "live": {live_again}}}"#, to.label());

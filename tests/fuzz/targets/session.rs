@@ -204,7 +204,7 @@ impl Run {
             1 => self.send(from, Order::Evict(None)),
             2 | 3 => {
                 let session = ((what as u64 & 1) << 48) + u64::from(how >> 2) % 8 + 1;
-                self.send(from, Order::Move { session, to });
+                self.send(from, Order::Move { session, to, told: None });
             }
             4 => self.send(from, Order::Release(LISTENER)),
             _ => {
