@@ -2,8 +2,8 @@
 
 use super::fault::{Fault, Response, answer, json};
 use super::metrics;
-use super::sessions;
 use super::serve::Window;
+use super::sessions;
 use crate::config::{DataPath, Percent};
 use crate::control::order::{Answer, Order};
 use hyper::{Method, StatusCode};

@@ -181,6 +181,8 @@ pub const PANICS_PER_MINUTE_MAX: usize = 3;
 pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of an admin request's head.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of an admin answer that `ringway datapath` reads.
+pub const ADMIN_ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// Connections to the admin endpoint that may wait for their turn.
 pub const ADMIN_WAITING_MAX: u32 = 128;
 /// Connections to the admin endpoint at once.

@@ -76,6 +76,12 @@ impl Supervisor {
         }
         self.board.rebalanced.fetch_add(chosen.len() as u64, Relaxed);
         let sessions = chosen.len();
-        tracing::info!(from, to, gap_permille = wish.gap, sessions, "live sessions even the load out");
+        tracing::info!(
+            from,
+            to,
+            gap_permille = wish.gap,
+            sessions,
+            "live sessions even the load out"
+        );
     }
 }

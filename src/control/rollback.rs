@@ -33,9 +33,12 @@ impl Supervisor {
             let fault = match self.rings.seen.get_mut(&entry.id) {
                 Some(ring) => ring.look(totals),
                 // What a new shard has counted in its first moments counts as well.
-                None => {
-                    self.rings.seen.entry(entry.id).or_insert(Ring::new(Totals::default())).look(totals)
-                }
+                None => self
+                    .rings
+                    .seen
+                    .entry(entry.id)
+                    .or_insert(Ring::new(Totals::default()))
+                    .look(totals),
             };
             let known = self.rings.condemned.iter().any(|(id, _)| *id == entry.id);
             if let Some(fault) = fault.filter(|_| !known) {

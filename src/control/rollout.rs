@@ -89,7 +89,8 @@ impl Supervisor {
         let (before, share) = (self.fleet.serving(), self.fleet.share());
         let choice = choose(wanted, Some(before), &self.report)?;
         let hands_over = choice.serving != before
-            || self.fleet.has_held() && (choice.serving == Kind::Uring || choice.share > Percent::ZERO);
+            || self.fleet.has_held()
+                && (choice.serving == Kind::Uring || choice.share > Percent::ZERO);
         if hands_over && self.fleet.is_moving() {
             return Err("another change of the data path is under way: try again".to_owned());
         }
@@ -168,12 +169,7 @@ impl Supervisor {
         self.fleet.list(shard, (from, slots), &asked);
     }
 
-    fn move_session(
-        &self,
-        session: u64,
-        shard: usize,
-        answer: Box<dyn FnOnce(Answer) + Send>,
-    ) {
+    fn move_session(&self, session: u64, shard: usize, answer: Box<dyn FnOnce(Answer) + Send>) {
         if !self.fleet.entries().any(|entry| entry.id == shard) {
             return answer(Answer::Unknown(format!("there is no shard {shard}")));
         }

@@ -53,6 +53,11 @@ fn names_are_unique_and_say_their_type_and_unit() {
     assert_eq!(names.len(), table::DEFINITIONS.len());
 }
 
+fn chosen(kind: Kind, why: String) -> PathChoice {
+    let (wanted, percent) = (crate::config::DataPath::Auto, crate::config::Percent::HUNDRED);
+    PathChoice { wanted, kind, why, percent, begun: [0, 0] }
+}
+
 #[test]
 fn every_metric_is_there_once_there_is_a_session_of_each_kind() {
     let board = harness::board(1);

@@ -168,9 +168,8 @@ impl Fleet {
             self.member(lane, other(self.serving))?;
         }
         for port in ports {
-            let in_hand = |(of, id): &(usize, ListenerId)| {
-                *id == port.id && self.lane_of(*of) == Some(lane)
-            };
+            let in_hand =
+                |(of, id): &(usize, ListenerId)| *id == port.id && self.lane_of(*of) == Some(lane);
             let is_free = accepted && !self.moving.keys().any(in_hand);
             if moving.contains(&port.id) || is_free {
                 self.serve_lane(lane, port);
@@ -254,7 +253,8 @@ impl Fleet {
                 let neighbours: Arc<[Neighbour]> = others.map(|o| o.as_neighbour()).collect();
                 let _ = member.mail.send(Order::Neighbours(neighbours));
                 let (guests, split) = (Arc::clone(&guests), Arc::clone(&self.split));
-                let _ = member.mail.send(Order::Share(Share { guests, split, percent: self.share }));
+                let _ =
+                    member.mail.send(Order::Share(Share { guests, split, percent: self.share }));
             }
         }
     }

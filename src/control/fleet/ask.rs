@@ -34,7 +34,8 @@ impl Fleet {
         shard: usize,
         told: Option<&Arc<Inquiry<MoveSaid>>>,
     ) -> bool {
-        let Some(to) = self.members().find(|m| m.entry.id == shard).map(Member::as_neighbour) else {
+        let Some(to) = self.members().find(|m| m.entry.id == shard).map(Member::as_neighbour)
+        else {
             return false;
         };
         self.tell_all(|| Order::Move { session, to: to.clone(), told: told.cloned() });

@@ -234,8 +234,15 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         .collect();
     Config {
         data_path: DataPath::Auto,
+        data_path_percent: crate::config::Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: None, cpus: None, pin: false, busy_poll_us: 0 },
+        shards: Shards {
+            count: None,
+            cpus: None,
+            rebalance: true,
+            pin: false,
+            busy_poll_us: 0,
+        },
         limits,
         listeners,
         pools,
