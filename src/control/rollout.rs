@@ -5,9 +5,9 @@ use super::fleet::other;
 use super::order::{Answer, Order};
 use super::supervisor::Supervisor;
 use crate::config::{DataPath, Percent, limits};
-use crate::driver::Kind;
 use crate::driver::pick::pick;
 use crate::driver::probe::Report;
+use crate::driver::{Kind, sys};
 use crate::shard::inquiry::{Inquiry, Listed, MoveSaid};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -133,11 +133,18 @@ impl Supervisor {
         }
     }
 
-    /// Mends what the live sessions' share is off by: those that were opening can go by now.
+    /// Mends what the live sessions' share is off by, for a few seconds after an order: those that were opening can go by
+    /// now. Gives memory back at last.
     pub(super) fn keep_sharing(&mut self) {
-        self.rollout.sharing = self.rollout.sharing.saturating_sub(1);
-        if self.rollout.sharing > 0 {
-            self.fleet.spread();
+        let was = self.rollout.sharing;
+        self.rollout.sharing = was.saturating_sub(1);
+        match was {
+            0 => {}
+            // Tables that were left behind, and parcels freed by another thread than made them.
+            1 => sys::give_back_memory(),
+            _ => {
+                self.fleet.spread();
+            }
         }
     }
 

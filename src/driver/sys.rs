@@ -123,6 +123,15 @@ pub(in crate::driver) fn rest(ms: i32) {
     unsafe { libc::poll(std::ptr::null_mut(), 0, ms) };
 }
 
+/// Gives memory that was freed back to the system, as far as the allocator can. May take milliseconds.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number; the allocator takes its own locks.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// A non-blocking TCP socket towards `address`, with those of `tcp`'s options that matter from the first byte.
 pub(in crate::driver) fn socket(address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };

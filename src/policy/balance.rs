@@ -67,7 +67,9 @@ pub fn choose(gap: u64, load: u64, total: u64, heaviest: &[(u64, u64)]) -> Vec<u
         let carries = u64::try_from(carries).unwrap_or(u64::MAX);
         // What makes no difference is not worth a pause.
         let is_worth_it = carries > 0 && carries >= gap / limits::BALANCE_WORTH_PART;
-        if is_worth_it && moved + carries <= most && chosen.len() < limits::BALANCE_MOVES_MAX {
+        let is_nearer = gap.abs_diff(2 * (moved + carries)) < gap.abs_diff(2 * moved);
+        let fits = moved + carries <= most && chosen.len() < limits::BALANCE_MOVES_MAX;
+        if is_worth_it && is_nearer && fits {
             moved += carries;
             chosen.push(id);
         }
