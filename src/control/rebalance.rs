@@ -36,9 +36,9 @@ impl Supervisor {
             let (cpu_ns, looked_ns) = *seen.entry(entry.id).or_insert(now);
             let passed_ns = now.1.saturating_sub(looked_ns);
             // A shard that sleeps looks at its clock a little later than control.
-            if passed_ns > 0 {
-                let used_ns = now.0.saturating_sub(cpu_ns);
-                entry.busy.store(used_ns.saturating_mul(1000) / passed_ns, Relaxed);
+            let used_ns = now.0.saturating_sub(cpu_ns);
+            if let Some(busy) = used_ns.saturating_mul(1000).checked_div(passed_ns) {
+                entry.busy.store(busy, Relaxed);
                 seen.insert(entry.id, now);
             }
         }

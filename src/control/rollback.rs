@@ -30,19 +30,13 @@ impl Supervisor {
                 watchdog: shard.watchdog.get(),
             };
             there.push(entry.id);
-            let fault = match self.rings.seen.get_mut(&entry.id) {
-                Some(ring) => ring.look(totals),
-                // What a new shard has counted in its first moments counts as well.
-                None => self
-                    .rings
-                    .seen
-                    .entry(entry.id)
-                    .or_insert(Ring::new(Totals::default()))
-                    .look(totals),
-            };
+            let ring = self.rings.seen.entry(entry.id).or_insert_with(|| Ring::new(totals));
+            let fault = ring.look(totals);
             let known = self.rings.condemned.iter().any(|(id, _)| *id == entry.id);
             if let Some(fault) = fault.filter(|_| !known) {
                 self.rings.condemned.push((entry.id, fault));
+                // What was held against it is settled with this.
+                *ring = Ring::new(totals);
             }
         }
         self.rings.seen.retain(|id, _| there.contains(id));
@@ -51,8 +45,6 @@ impl Supervisor {
             return;
         }
         for (shard, fault) in std::mem::take(&mut self.rings.condemned) {
-            // What was held against it is settled with this.
-            self.rings.seen.remove(&shard);
             match self.fleet.hold(shard, now.plus_ms(limits::RING_HOLD_MS), &self.ports) {
                 Ok(true) => self.tell_rollback(shard, fault),
                 Ok(false) => {}

@@ -120,17 +120,20 @@ fn hear_all(mut stream: &TcpStream, seed: u64) -> Result<u64, String> {
     unreachable!("a stream ends")
 }
 
+/// What a client did: messages and bytes that came through.
+type Did = (Kind, u64, u64);
+
 /// Clients of all kinds, on threads of their own.
 pub struct Mixed {
     stop: Arc<AtomicBool>,
     far: (Arc<AtomicU64>, Arc<AtomicU64>),
-    clients: Vec<JoinHandle<Result<(Kind, u64, u64), String>>>,
+    clients: Vec<JoinHandle<Result<Did, String>>>,
 }
 
 impl Mixed {
     /// `count` sessions, a quarter of them finished by one end.
-    pub fn start(through: SocketAddr, count: usize, far: &Far) -> Self {
-        let open = |number: usize| {
+    pub fn start(through: SocketAddr, count: u64, far: &Far) -> Self {
+        let open = |number: u64| {
             let kind = match number % 8 {
                 3 => Kind::Down,
                 7 => Kind::Up,
@@ -142,7 +145,7 @@ impl Mixed {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.set_write_timeout(Some(PATIENCE)).unwrap();
             let client = std::thread::Builder::new().stack_size(128 << 10);
-            let seed = number as u64 + 1;
+            let seed = number + 1;
             client.spawn(move || run(stream, kind, seed, &stop)).expect("a thread")
         };
         let clients = (0..count).map(open).collect();
@@ -179,12 +182,7 @@ impl Mixed {
     }
 }
 
-fn run(
-    stream: TcpStream,
-    kind: Kind,
-    seed: u64,
-    stop: &AtomicBool,
-) -> Result<(Kind, u64, u64), String> {
+fn run(stream: TcpStream, kind: Kind, seed: u64, stop: &AtomicBool) -> Result<Did, String> {
     let letter = match kind {
         Kind::Echo => b'e',
         Kind::Down => b'd',

@@ -192,6 +192,9 @@ fn a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again(
     share(&proxy, DataPath::Uring, 100.0, true);
     until(5000, "it was asked for again", || bad.tally.shard.sessions.get() > 0);
     until(5000, "epoll is empty", || on_path(&proxy, Kind::Epoll).0 == 0);
+    pause(2500);
+    assert_eq!(board.rollbacks[2].load(Relaxed), 1, "what was is forgiven");
+    assert!(bad.tally.shard.sessions.get() > 0);
     assert!(live.stop() > 100);
     bad.tally.shard.watchdog.sub(ringway::config::limits::RING_WATCHDOG);
     proxy.expect_empty();
