@@ -108,7 +108,8 @@
 //!     `every_liar_is_caught`)
 //! 14. A seed replays a whole simulated world. (`src/driver/sim/tests.rs`: `a_seed_replays`)
 //!
-//! 15. Steady loads come to rest: no session is moved to and fro. (`src/policy/balance.rs`: `steady_load_comes_to_rest`)
+//! 15. Steady loads come to rest: no session is moved to and fro. (`src/policy/balance.rs`:
+//!     `steady_load_comes_to_rest`)
 //! 16. The data path's share of new sessions is exact, over all shards. (`tests/proxy/carry.rs`:
 //!     `a_share_of_new_sessions_takes_the_other_path_and_is_exact`)
 //! 17. A ring that misbehaves loses its sessions to epoll, once. (`tests/proxy/carry.rs`:

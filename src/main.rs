@@ -138,8 +138,8 @@ fn run(path: &Path) -> ExitCode {
     }
 }
 
-/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR1 takes all sessions back to epoll, SIGTERM and SIGINT
-/// stop.
+/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR1 takes all sessions back to epoll, SIGTERM and
+/// SIGINT stop.
 fn follow(mut signals: Signals, running: &Running) {
     let (orders, stop) = (running.orders(), running.stopper());
     let follower = std::thread::Builder::new().name("signals".into()).spawn(move || {

@@ -18,10 +18,10 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use world::net::{Backend, connect, echo, listen};
-use world::program::{Program, ringway, run};
+use world::net::{Backend, connect, echo, listen, try_echo};
+use world::program::{Program, RINGWAY, ringway, run};
 use world::proxy::{Proxy, Recipe};
-use world::{has_uring, pause, until};
+use world::{has_program, has_uring, pause, until};
 
 /// Sessions of the program that are open on a path.
 fn open_on(program: &Program, path: &str) -> f64 {
@@ -67,6 +67,58 @@ fn a_command_and_a_signal_change_the_data_path_of_the_running_process() {
         status == 200 && text.contains("\"next\":5") && text.contains("\"path\":\"epoll\""),
         "{text}"
     );
+}
+
+/// A program of one shard on io_uring whose calls into the ring fail as `when` says, counted by each thread.
+fn failing(when: &str, at: SocketAddr) -> Program {
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=io_uring_enter", "-e"]);
+    strace.arg(format!("inject=io_uring_enter:error=ENXIO:when={when}")).args(["--", RINGWAY]);
+    let (program, _) = Program::start_with(Recipe::new(DataPath::Uring, &[at]), strace);
+    program
+}
+
+#[test]
+fn a_ring_that_cannot_be_entered_for_a_moment_loses_its_live_sessions_to_epoll() {
+    if !has_uring() || !has_program("strace") {
+        return;
+    }
+    let backend = Backend::echo();
+    let program = failing("300..320", backend.at);
+    let client = connect(program.at);
+    let mut echoes = 0;
+    until(10_000, "it has gone over to epoll", || {
+        echo(&client, b"again");
+        echoes += 1;
+        echoes % 50 == 0 && open_on(&program, "epoll") == 1.0
+    });
+    echo(&client, b"and on");
+    assert_eq!(open_on(&program, "uring"), 0.0);
+    assert_eq!(program.metric("ringway_enter_failed_total", "uring"), 21.0);
+    assert_eq!(program.metric("ringway_ring_rollbacks_total", "reason=\"enter_failed\""), 1.0);
+    let new = connect(program.at);
+    echo(&new, b"new ones go there as well");
+    until(3000, "they do", || open_on(&program, "epoll") == 2.0);
+}
+
+#[test]
+fn a_ring_that_is_gone_for_good_costs_its_sessions_and_its_lane_goes_on_on_epoll() {
+    if !has_uring() || !has_program("strace") {
+        return;
+    }
+    let backend = Backend::echo();
+    let program = failing("300+", backend.at);
+    let client = connect(program.at);
+    until(10_000, "its shard gives up", || try_echo(&client, b"again").is_err());
+    until(5000, "epoll takes its place", || {
+        let failed = "reason=\"shard_failed\"";
+        program.metric("ringway_ring_rollbacks_total", failed) == 1.0
+    });
+    for _ in 0..5 {
+        echo(&connect(program.at), b"served");
+    }
+    assert_eq!(program.metric("ringway_begun_total", "path=\"epoll\""), 5.0);
+    program.process.until_said("RING ROLLBACK");
 }
 
 /// For how many seconds a show lasts.

@@ -25,7 +25,8 @@ pub enum Order {
         /// Its share of the sessions; the others take the other path.
         percent: Percent,
     },
-    /// Change the data path of all sessions, live ones included, to epoll: now, or as soon as a change under way is over.
+    /// Change the data path of all sessions, live ones included, to epoll: now, or as soon as a change under way is
+    /// over.
     RollBack,
     /// List sessions.
     Sessions {

@@ -58,7 +58,7 @@ impl Supervisor {
         }
     }
 
-    /// Until when the lane of a shard that failed is to stay on epoll; `None`: its ring is not to blame, for it has none.
+    /// Until when the lane of a shard that failed is to stay on epoll; `None`: it has no ring that could be to blame.
     pub(super) fn hold_of(&self, shard: usize) -> Option<Time> {
         let kind = self.fleet.entries().find(|entry| entry.id == shard).map(|entry| entry.kind);
         let hold = kind == Some(Kind::Uring);

@@ -133,8 +133,8 @@ impl Supervisor {
         }
     }
 
-    /// Mends what the live sessions' share is off by, for a few seconds after an order: those that were opening can go by
-    /// now. Gives memory back at last.
+    /// Mends what the live sessions' share is off by, for a few seconds after an order: those that were opening can go
+    /// by now. Gives memory back at last.
     pub(super) fn keep_sharing(&mut self) {
         let was = self.rollout.sharing;
         self.rollout.sharing = was.saturating_sub(1);

@@ -53,8 +53,8 @@ impl Balance {
     }
 }
 
-/// Which of the heaviest sessions of a shard, by id and work, are to go over to one that does `gap` less. All sessions of
-/// the shard did `total` work, and that is what it used of its core, `load`.
+/// Which of the heaviest sessions of a shard, by id and work, are to go over to one that does `gap` less. All sessions
+/// of the shard did `total` work, and that is what it used of its core, `load`.
 #[must_use]
 pub fn choose(gap: u64, load: u64, total: u64, heaviest: &[(u64, u64)]) -> Vec<u64> {
     let most = gap * 5 / 8;

@@ -1,7 +1,7 @@
 //! Whether a shard's ring still deserves its sessions: totals in, a verdict out.
 //!
-//! One bad second is weather. What counts is what the last [`limits::RING_LOOKS`] looks (a second each) saw together: an
-//! overflow that comes back look after look, calls into the kernel that fail, endings that had to be forced. The
+//! One bad second is weather. What counts is what the last [`limits::RING_LOOKS`] looks (a second each) saw together:
+//! an overflow that comes back look after look, calls into the kernel that fail, endings that had to be forced. The
 //! verdict falls once; afterwards the shard stays on epoll until somebody asks for io_uring or the hold is over.
 
 use crate::config::limits;

@@ -25,7 +25,7 @@ pub(in crate::control) fn other(kind: Kind) -> Kind {
 
 impl Fleet {
     /// Lets the shards of `kind` accept clients of `ports`, and those of the other driver begin a share of the new
-    /// sessions; both are started if need be. Lanes that were held are forgiven where `kind` or the share is io_uring's.
+    /// sessions; both are started if need be. Lanes that were held are forgiven where io_uring gets a part of it.
     pub(in crate::control) fn serve_with(
         &mut self,
         kind: Kind,

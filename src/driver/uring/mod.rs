@@ -136,8 +136,8 @@ impl Uring {
         }
     }
 
-    /// What a call into the kernel means. One that fails for no reason that passes by itself is counted and tried again a
-    /// moment later, so that control has time to take the sessions elsewhere; EBADR says that completions were lost.
+    /// What a call into the kernel means. One that fails for no reason that passes by itself is counted and tried again
+    /// a moment later, so that control has time to take the sessions elsewhere; EBADR says that completions were lost.
     fn judge(&mut self, entered: io::Result<usize>) -> io::Result<()> {
         let Err(e) = entered else {
             self.failures = 0;

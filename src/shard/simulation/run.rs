@@ -287,6 +287,11 @@ impl Run {
                     self.send(at, Order::Move { session, to, told: None });
                 }
             }
+            Told::Keep { from, sessions, to } if !self.members[to].leaving => {
+                let to = self.members[to].home.clone();
+                self.send(from, Order::Keep { sessions, to });
+            }
+            Told::Keep { .. } => {}
             Told::Retire { shard, heir } => self.retire(shard, heir),
             Told::Stop => self.stop(),
         }
