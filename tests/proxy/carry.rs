@@ -2,7 +2,8 @@
 
 use crate::world::net::{Backend, Live, connect, echo, try_echo};
 use crate::world::proxy::{Proxy, Recipe};
-use crate::world::{has_uring, pause, until};
+use crate::world::{has_uring, pause, skipped, until};
+use ringway::config::limits::{BALANCE_GAP, RING_WATCHDOG};
 use ringway::config::{DataPath, Percent};
 use ringway::control::order::{Answer, Order};
 use ringway::driver::Kind;
@@ -39,7 +40,7 @@ fn sessions(proxy: &Proxy) -> Vec<(usize, Glance)> {
     all
 }
 
-/// Sessions open on a path, those begun on it, and CPU seconds used by its shards.
+/// Sessions open on a path, and those begun on it.
 fn on_path(proxy: &Proxy, kind: Kind) -> (u64, u64) {
     let shards = proxy.running().board().shards();
     let of_kind = || shards.iter().filter(|s| s.kind == kind).map(|s| &s.tally.shard);
@@ -181,7 +182,7 @@ fn a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again(
     let board = proxy.running().board();
     let bad = board.shards()[0].clone();
     assert!(bad.tally.shard.sessions.get() > 0);
-    bad.tally.shard.watchdog.add(ringway::config::limits::RING_WATCHDOG);
+    bad.tally.shard.watchdog.add(RING_WATCHDOG);
     until(5000, "its sessions are gone", || bad.tally.shard.sessions.get() == 0);
     assert_eq!(board.rollbacks[2].load(Relaxed), 1);
     assert!(board.shards().iter().any(|s| s.kind == Kind::Epoll && s.serving.load(Relaxed)));
@@ -196,7 +197,7 @@ fn a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again(
     assert_eq!(board.rollbacks[2].load(Relaxed), 1, "what was is forgiven");
     assert!(bad.tally.shard.sessions.get() > 0);
     assert!(live.stop() > 100);
-    bad.tally.shard.watchdog.sub(ringway::config::limits::RING_WATCHDOG);
+    bad.tally.shard.watchdog.sub(RING_WATCHDOG);
     proxy.expect_empty();
 }
 
@@ -228,7 +229,9 @@ fn eight_heavy_sessions_on_one_of_two_shards_become_four_and_four() {
         };
         let before = per_second(3);
         let began = Instant::now();
+        let (mut busiest, entry) = (0, proxy.running().board().shards()[0].clone());
         while on(1) == 0 && began.elapsed() < Duration::from_secs(30) {
+            busiest = entry.busy.load(Relaxed).max(busiest);
             pause(50);
         }
         let took = began.elapsed() + Duration::from_secs(3);
@@ -236,11 +239,14 @@ fn eight_heavy_sessions_on_one_of_two_shards_become_four_and_four() {
         let split = (on(0), on(1));
         let after = per_second(3);
         stop.store(true, Relaxed);
+        if split.1 == 0 && busiest < 2 * BALANCE_GAP {
+            return skipped("the evening out: this machine has no core for a shard to be busy on");
+        }
         eprintln!("{before} echoes/s on one shard, {after} on two; {split:?} after {took:?}");
         assert!(split.1 >= 3 && split.0 >= 3, "{split:?} after {took:?}");
     });
     let rebalanced = proxy.running().board().rebalanced.load(Relaxed);
-    assert!((3..=5).contains(&rebalanced), "{rebalanced} sessions moved");
+    assert!(rebalanced == 0 || (3..=5).contains(&rebalanced), "{rebalanced} sessions moved");
     drop(clients);
     proxy.expect_empty();
 }
