@@ -250,3 +250,50 @@ fn eight_heavy_sessions_on_one_of_two_shards_become_four_and_four() {
     drop(clients);
     proxy.expect_empty();
 }
+
+#[test]
+fn shares_and_roll_backs_in_a_row_cost_no_connection_and_no_byte() {
+    if !has_uring() {
+        return;
+    }
+    let backend = Backend::echo();
+    let proxy = Recipe::new(DataPath::Uring, &[backend.at]).shards(2).start();
+    let live = Live::start(proxy.at, 100, 40);
+    let (stop, opened) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !stop.load(Relaxed) {
+                let client = connect(proxy.at);
+                try_echo(&client, b"whoever was accepted is served").expect("an echo");
+                opened.fetch_add(1, Relaxed);
+            }
+        });
+        let uring: Vec<_> = proxy.running().board().shards();
+        for turn in 0..60_u16 {
+            let path = [DataPath::Uring, DataPath::Epoll, DataPath::Auto][usize::from(turn % 3)];
+            let percent = Percent::from_hundredths(turn * 997 % 10_001).unwrap();
+            let percent = if turn % 4 == 0 { Percent::HUNDRED } else { percent };
+            let order = match turn % 10 {
+                9 => Order::RollBack,
+                _ => Order::DataPath { path, live: Some(turn % 5 > 0), percent },
+            };
+            match proxy.order(order) {
+                Answer::Done { .. } => {}
+                Answer::Refused(why) if why[0].contains("under way") => {}
+                other => panic!("{other:?}"),
+            }
+            if turn % 20 == 7 {
+                // The ring of one shard is told to be bad.
+                uring[0].tally.shard.watchdog.add(RING_WATCHDOG);
+            }
+            pause([100, 10, 50, 0][usize::from(turn % 4)]);
+        }
+        pause(1500);
+        share(&proxy, DataPath::Epoll, 100.0, true);
+        until(3000, "all are on epoll", || on_path(&proxy, Kind::Uring).0 == 0);
+        stop.store(true, Relaxed);
+        uring[0].tally.shard.watchdog.sub(3 * RING_WATCHDOG);
+    });
+    assert!(live.stop() > 500 && opened.load(Relaxed) > 100);
+    proxy.expect_empty();
+}
