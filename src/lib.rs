@@ -58,7 +58,8 @@
 //!   used for them.
 //! - **up** is from client to backend, **down** the reverse; each is a [`session::relay::Dir`].
 //! - A **shard** is one thread with one driver. A **lane** is where a shard runs, usually a CPU: it has at most one
-//!   shard of each driver, started once and used again.
+//!   shard of each driver, started once and used again. Where both have a share of the new sessions, one accepts them
+//!   all and the other's shards are its **guests**.
 //! - A **driver** speaks to the kernel; the **data path** is which driver new sessions get.
 //! - A **pool** is a set of backends that run the same build; a **listener** is where clients come in; its **split**
 //!   sends each session to one of two **arms**, the stable or the canary pool.
@@ -106,6 +107,13 @@
 //!     (`src/driver/contract/simulated.rs`: `the_contract_holds_in_bad_weather`; `src/driver/contract/liar.rs`:
 //!     `every_liar_is_caught`)
 //! 14. A seed replays a whole simulated world. (`src/driver/sim/tests.rs`: `a_seed_replays`)
+//!
+//! 15. Steady loads come to rest: no session is moved to and fro. (`src/policy/balance.rs`:
+//!     `steady_load_comes_to_rest`)
+//! 16. The data path's share of new sessions is exact, over all shards. (`tests/proxy/carry.rs`:
+//!     `a_share_of_new_sessions_takes_the_other_path_and_is_exact`)
+//! 17. A ring that misbehaves loses its sessions to epoll, once. (`tests/proxy/carry.rs`:
+//!     `a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again`)
 //!
 //! # What is absent, on purpose
 //!

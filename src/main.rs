@@ -54,6 +54,23 @@ enum Command {
         #[arg(long = "for", value_name = "TIME", value_parser = duration)]
         duration: Option<Duration>,
     },
+    /// Tells a running Ringway which data path its sessions are to take.
+    Datapath {
+        /// auto, uring or epoll.
+        path: String,
+        /// The live sessions go along.
+        #[arg(long, conflicts_with = "new")]
+        live: bool,
+        /// The live sessions stay where they are. Without either it is as the config says (carry_sessions).
+        #[arg(long)]
+        new: bool,
+        /// Its share of the sessions; the others take the other path.
+        #[arg(long, value_name = "N", default_value_t = 100.0)]
+        percent: f64,
+        /// The config of the running Ringway: its [admin] says where and how to ask.
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+    },
     /// The demo's order engine alone.
     OrderEngine {
         /// Where it takes orders.
@@ -86,6 +103,13 @@ fn main() -> ExitCode {
         Command::Run { config } => run(&config),
         Command::Check { file } => check(&file),
         Command::Probe { json } => probe(json),
+        Command::Datapath { path, live, new, percent, config } => {
+            let live = (live || new).then_some(live);
+            datapath(
+                &config,
+                &serde_json::json!({ "path": path, "live": live, "percent": percent }),
+            )
+        }
         Command::Demo { duration } => until_stopped(|stop| demo::run(duration, stop)),
         Command::OrderEngine { listen } => until_stopped(|stop| demo::order_engine(listen, stop)),
     }
@@ -114,7 +138,8 @@ fn run(path: &Path) -> ExitCode {
     }
 }
 
-/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGTERM and SIGINT stop.
+/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR1 takes all sessions back to epoll, SIGTERM and
+/// SIGINT stop.
 fn follow(mut signals: Signals, running: &Running) {
     let (orders, stop) = (running.orders(), running.stopper());
     let follower = std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -122,6 +147,7 @@ fn follow(mut signals: Signals, running: &Running) {
             match signal {
                 // What became of it is in the log.
                 SIGHUP => orders.give(Order::Reload, |_: Answer| {}),
+                SIGUSR1 => orders.give(Order::RollBack, |_: Answer| {}),
                 SIGINT | SIGTERM => stop(),
                 _ => {}
             }
@@ -143,6 +169,25 @@ fn check(path: &Path) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(code) => code,
+    }
+}
+
+/// Has the Ringway of this config change its data path, and prints what it says.
+fn datapath(path: &Path, body: &serde_json::Value) -> ExitCode {
+    let config = match read(path) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let Some(endpoint) = &config.admin else {
+        return fail(USAGE, &format!("{}: without [admin] there is nobody to ask", path.display()));
+    };
+    match admin::ask::ask(endpoint, "PUT", "/api/v1/datapath", &body.to_string()) {
+        Ok((200, said)) => {
+            print(&said);
+            ExitCode::SUCCESS
+        }
+        Ok((status, said)) => fail(USAGE, &format!("refused ({status}): {}", said.trim_end())),
+        Err(why) => fail(SYSTEM, &why),
     }
 }
 

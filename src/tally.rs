@@ -124,6 +124,12 @@ impl Default for Histogram<19> {
 pub struct ShardTally {
     /// Sessions that are open now, the opening ones among them (gauge).
     pub sessions: Count,
+    /// Sessions begun here, whoever accepted their clients.
+    pub begun: Count,
+    /// CPU time of the shard's thread, in nanoseconds.
+    pub cpu_ns: Count,
+    /// When `cpu_ns` was read, on the shard's clock, in nanoseconds.
+    pub looked_ns: Count,
     /// Clients accepted.
     pub accepted: Count,
     /// Clients handed to a less loaded shard before their session began.
@@ -140,6 +146,8 @@ pub struct ShardTally {
     pub turns: Count,
     /// Calls into the kernel to submit and wait (io_uring_enter or epoll_wait).
     pub enters: Count,
+    /// Such calls that failed for no reason that passes by itself. Must stay 0.
+    pub enter_failed: Count,
     /// Completions or readiness reports those calls brought.
     pub completions: Count,
     /// Submissions that found the queue full and had to enter first.
@@ -168,6 +176,10 @@ pub struct ShardTally {
     pub moves_in: Count,
     /// Moves that were given up; their sessions went on where they were.
     pub moves_failed: Count,
+    /// Moves that were asked for while their session was still opening.
+    pub moves_opening: Count,
+    /// Moves that were asked for when their session was ending.
+    pub moves_ending: Count,
     /// From the moment a session began to come to rest until it went on here.
     pub pause: Histogram<19>,
     /// Completions for a session that is no more. Must stay 0.

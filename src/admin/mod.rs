@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ask;
 mod endpoints;
 mod fault;
 #[cfg(test)]
@@ -12,6 +13,7 @@ mod harness;
 pub mod log;
 mod metrics;
 mod serve;
+mod sessions;
 mod trust;
 
 use crate::control::board::Board;

@@ -11,18 +11,21 @@ mod fleet;
 pub mod notify;
 pub mod order;
 mod ports;
+mod rebalance;
 mod reload;
+mod rollback;
+mod rollout;
 mod supervisor;
 mod worker;
 
-use crate::config::{Config, DataPath, limits};
-use crate::driver::pick::pick;
+use crate::config::{Config, limits};
 use crate::driver::probe::{Feature, Report, probe};
-use crate::driver::{Kind, sys};
+use crate::driver::sys;
 use crate::event::Ended;
 use crate::policy::snapshot::Snapshot;
+use crate::shard::inquiry::Weighed;
 use crate::shard::mailbox;
-use board::{Board, PathChoice};
+use board::Board;
 use fleet::Fleet;
 use order::{Answer, Order, Orders};
 use ports::Port;
@@ -40,6 +43,8 @@ pub(crate) enum Cause {
     Ordered(Order, Box<dyn FnOnce(Answer) + Send>),
     /// Ringway is to end: the first time with patience, the second time at once.
     Stop,
+    /// A shard says what its sessions did.
+    Weighed(Weighed),
     /// A shard reports.
     ShardSaid(usize, mailbox::Report),
     /// A shard's thread is at its end, and why if that was not wanted.
@@ -115,15 +120,17 @@ impl Control {
         let as_read = config.clone();
         let config = within_descriptors(config, 0);
         let report = probe();
-        let (kind, why) = pick(config.data_path, &report).map_err(StartError::DataPath)?;
-        let wanted = config.data_path;
+        let wanted = (config.data_path, config.data_path_percent);
+        let choice = rollout::choose(wanted, None, &report).map_err(StartError::DataPath)?;
         let (causes, read) = mpsc::channel();
         let (journal, ended) = mpsc::sync_channel(limits::JOURNAL_RECORDS_MAX);
         let board = Arc::new(Board::new(Snapshot::new(config, None)));
         let mut fleet = new_fleet(&board, &report, causes.clone(), journal)?;
         let ports = open_ports(&board, fleet.lanes())?;
-        fleet.serve_with(kind, &[], false).map_err(|e| system("a shard could not start", e))?;
-        announce(&board, wanted, kind, why);
+        fleet
+            .serve_with(choice.serving, choice.share, &[])
+            .map_err(|e| system("a shard could not start", e))?;
+        rollout::announce(&board, choice);
         let bound = ports.iter().map(|p| (p.name.clone(), p.bound)).collect();
         for port in &ports {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
@@ -197,16 +204,6 @@ fn open_ports(board: &Board, lanes: usize) -> Result<Vec<Port>, StartError> {
             Port::open(crate::driver::ListenerId(id), listener, lanes).map_err(StartError::Port)
         })
         .collect()
-}
-
-/// Puts the data path where everybody can see it.
-fn announce(board: &Board, wanted: DataPath, kind: Kind, why: String) {
-    if wanted != DataPath::Epoll && kind == Kind::Epoll {
-        tracing::warn!(path = kind.label(), wanted = wanted.label(), why, "DATA PATH");
-    } else {
-        tracing::info!(path = kind.label(), wanted = wanted.label(), why, "DATA PATH");
-    }
-    board.path.store(Some(Arc::new(PathChoice { wanted, kind, why })));
 }
 
 /// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle

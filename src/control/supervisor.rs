@@ -5,10 +5,12 @@ use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
 use super::ports::Port;
+use super::rebalance::Evening;
 use super::reload::{self, Plan};
-use super::{Cause, Outcome, announce, within_descriptors};
-use crate::config::{Config, DataPath, Name, Percent, file, limits};
-use crate::driver::pick::pick;
+use super::rollback::Rings;
+use super::rollout::Rollout;
+use super::{Cause, Outcome, within_descriptors};
+use crate::config::{Config, Name, Percent, file, limits};
 use crate::driver::probe::Report;
 use crate::driver::{ListenerId, sys};
 use crate::event::EndReason;
@@ -23,12 +25,12 @@ use std::time::Duration;
 
 /// What control knows.
 pub(super) struct Supervisor {
-    board: Arc<Board>,
-    fleet: Fleet,
-    ports: Vec<Port>,
+    pub(super) board: Arc<Board>,
+    pub(super) fleet: Fleet,
+    pub(super) ports: Vec<Port>,
     /// Ports that are to be closed once all shards have let go of them and the last connections were made.
     closing: Vec<Closing>,
-    report: Report,
+    pub(super) report: Report,
     /// The config as it was last read: what a reload is compared with.
     as_read: Config,
     file: Option<PathBuf>,
@@ -39,6 +41,10 @@ pub(super) struct Supervisor {
     tick_at: Time,
     /// When shards panicked of late.
     panics: VecDeque<Time>,
+    /// What goes on beside orders.
+    pub(super) rollout: Rollout,
+    pub(super) rings: Rings,
+    pub(super) evening: Evening,
 }
 
 /// A port on its way out.
@@ -89,6 +95,9 @@ impl Supervisor {
             stage: Stage::Running,
             tick_at: Time::default(),
             panics: VecDeque::new(),
+            rollout: Rollout::default(),
+            rings: Rings::default(),
+            evening: Evening::default(),
         }
     }
 
@@ -115,7 +124,8 @@ impl Supervisor {
 
     fn on(&mut self, cause: Cause) -> Option<Outcome> {
         match cause {
-            Cause::Ordered(order, answer) => answer(self.follow(order)),
+            Cause::Ordered(order, answer) => self.ordered(order, answer),
+            Cause::Weighed(weighed) => self.even_out(&weighed),
             Cause::Stop => self.stop(),
             Cause::ShardSaid(shard, said) => self.heard(shard, said),
             Cause::ShardEnded(shard, None) => drop(self.fleet.forget(shard)),
@@ -144,34 +154,40 @@ impl Supervisor {
         if now >= self.tick_at {
             self.tick_at = now.plus_ms(limits::UPKEEP_MS);
             self.fleet.tick();
+            self.read_loads();
+            if self.stage == Stage::Running {
+                self.watch_rings(now);
+                self.keep_sharing();
+                self.look_at_loads();
+            }
+        }
+        if self.stage == Stage::Running {
+            self.go_on_rolling_back();
         }
     }
 
-    fn follow(&mut self, order: Order) -> Answer {
+    pub(super) fn follow(&mut self, order: Order) -> Answer {
         if self.stage != Stage::Running {
             return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
         }
         match order {
             Order::Reload => self.reload(),
             Order::Canary { listener, percent } => self.set_canary(&listener, percent),
-            Order::DataPath { path, live } => {
+            Order::DataPath { path, live, percent } => {
                 let carry = self.board.snapshot.load().config.carry_sessions;
-                match self.set_path(path, live.unwrap_or(carry)) {
+                match self.set_path((path, percent), live.unwrap_or(carry)) {
                     Ok(what) => self.done(what),
                     Err(why) => Answer::Refused(vec![why]),
                 }
             }
-            Order::Move { session, shard } => {
-                if self.fleet.move_session(session, shard) {
-                    self.done(format!("session {session} goes to shard {shard}, if it is live"))
-                } else {
-                    Answer::Unknown(format!("there is no shard {shard}"))
-                }
+            Order::RollBack => self.roll_back(),
+            Order::Move { .. } | Order::Sessions { .. } => {
+                unreachable!("what shards answer is not answered here")
             }
         }
     }
 
-    fn done(&self, what: String) -> Answer {
+    pub(super) fn done(&self, what: String) -> Answer {
         Answer::Done { generation: self.board.snapshot.load().number, what }
     }
 
@@ -187,26 +203,6 @@ impl Supervisor {
         self.board.snapshot.store(Arc::new(next));
         tracing::info!(listener, from = %before, to = %percent, "canary percent changed");
         self.done(format!("canary of `{listener}`: {before} % -> {percent} %"))
-    }
-
-    /// Changes the data path of new sessions, and where `carry` says so of the live ones.
-    fn set_path(&mut self, wanted: DataPath, carry: bool) -> Result<String, String> {
-        let (kind, why) = pick(wanted, &self.report)?;
-        let before = self.fleet.serving();
-        if kind != before {
-            if self.fleet.is_moving() {
-                return Err("another change of the data path is under way: try again".to_owned());
-            }
-            self.fleet
-                .serve_with(kind, &self.ports, carry)
-                .map_err(|e| format!("the {} shards could not start: {e}", kind.label()))?;
-            self.board.path_changes.fetch_add(1, Relaxed);
-        } else if carry {
-            self.fleet.carry();
-        }
-        announce(&self.board, wanted, kind, why);
-        let which = if carry { "all sessions" } else { "new sessions" };
-        Ok(format!("data path of {which}: {} -> {}", before.label(), kind.label()))
     }
 
     fn reload(&mut self) -> Answer {
@@ -365,7 +361,8 @@ impl Supervisor {
             self.fleet.forget(shard);
             return None;
         }
-        match self.fleet.restart(shard, &self.ports) {
+        let hold = self.hold_of(shard);
+        match self.fleet.restart(shard, hold, &self.ports) {
             Ok(()) => None,
             Err(error) => {
                 tracing::error!(%error, "the shard could not be started again: giving up");

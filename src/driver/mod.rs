@@ -288,6 +288,8 @@ pub type Waker = std::sync::Arc<dyn Wake>;
 pub struct Counters {
     /// Calls into the kernel to submit and wait.
     pub enters: u64,
+    /// Such calls that failed for no reason that passes by itself.
+    pub enter_failed: u64,
     /// Completions or readiness reports those calls brought.
     pub completions: u64,
     /// Submissions that found the queue full and had to enter first.
@@ -298,6 +300,8 @@ pub struct Counters {
     pub no_buffers: u64,
     /// Sends that had to wait for the destination, as far as the driver can see.
     pub sends_blocked: u64,
+    /// CPU time of the thread that asks, in nanoseconds; 0 where there is no such thing.
+    pub cpu_ns: u64,
 }
 
 /// What a [wide](Driver::carry_wide) step did.

@@ -108,6 +108,30 @@ pub fn now() -> Time {
     Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
 }
 
+/// CPU time of the calling thread, in nanoseconds.
+#[expect(clippy::cast_sign_loss, reason = "a thread's time is never negative")]
+pub(in crate::driver) fn thread_cpu_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` outlives the call, and the calling thread's clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Lets the calling thread rest.
+pub(in crate::driver) fn rest(ms: i32) {
+    // SAFETY: no descriptor is passed, so none is looked at.
+    unsafe { libc::poll(std::ptr::null_mut(), 0, ms) };
+}
+
+/// Gives memory that was freed back to the system, as far as the allocator can. May take milliseconds.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number; the allocator takes its own locks.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
+
 /// A non-blocking TCP socket towards `address`, with those of `tcp`'s options that matter from the first byte.
 pub(in crate::driver) fn socket(address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };

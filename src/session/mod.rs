@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod glance;
 pub mod opening;
 pub mod parcel;
 pub mod relay;
@@ -63,6 +64,9 @@ pub struct Session {
     /// When the client's bytes that have no answer yet went to the backend.
     asked: Option<Time>,
     connect_ns: u64,
+    /// What it did so far, and how much of that was weighed.
+    work: u32,
+    weighed: u32,
     backend: Option<BackendIndex>,
     /// Index into the snapshot's listeners.
     listener: u16,
@@ -161,6 +165,8 @@ impl Session {
             moved: step.now,
             asked: None,
             connect_ns: 0,
+            work: 0,
+            weighed: 0,
             backend: None,
             listener,
             arm,

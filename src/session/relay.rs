@@ -584,6 +584,7 @@ impl Session {
     /// The other side took bytes of `source`.
     fn note_taken(&mut self, now: Time, source: Side, taken: u32) {
         self.dirs[source as usize].bytes += u64::from(taken);
+        self.work = self.work.wrapping_add(1 + (taken >> 13));
         if let Some(route) = &self.route {
             let bytes = if source == Side::Client { &route.up_bytes } else { &route.down_bytes };
             bytes.add(u64::from(taken) << u32::from(sabotage::is(Mutation::CountedTwice)));

@@ -72,6 +72,10 @@ impl<D: Driver> Shard<D> {
             | Order::Neighbours(_)
             | Order::Evict(_)
             | Order::Move { .. }
+            | Order::Share(_)
+            | Order::Keep { .. }
+            | Order::List { .. }
+            | Order::Weigh(_)
             | Order::EndAll(_)
             | Order::Leave => {}
         }

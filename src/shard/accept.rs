@@ -148,6 +148,7 @@ impl<D: Driver> Shard<D> {
     /// Gives a new client to the shard that has least to do.
     fn place(&mut self, client: Socket, came_in: Option<(Arc<Snapshot>, u16)>) {
         let Some((snapshot, listener)) = came_in else { return self.refuse(client) };
+        let Err((client, snapshot)) = self.hand_over(client, snapshot, listener) else { return };
         let own = self.parts.load.get();
         let neighbours = Arc::clone(&self.neighbours);
         let other = placement::elsewhere(own, &neighbours).filter(|other| other.load.promise());
@@ -228,6 +229,7 @@ impl<D: Driver> Shard<D> {
         let id = self.next_id;
         self.next_id += 1;
         self.parts.tally.shard.sessions.add(1);
+        self.parts.tally.shard.begun.add(1);
         let birth = Birth { client, snapshot, listener, id };
         let session = match over {
             None => Session::begin(&mut self.step_of(key), birth),

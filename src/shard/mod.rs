@@ -8,9 +8,11 @@
 
 mod abandon;
 pub mod accept;
+pub mod inquiry;
 pub mod mailbox;
 mod moves;
 pub mod placement;
+pub mod share;
 #[cfg(test)]
 mod simulation;
 mod spin;
@@ -18,7 +20,7 @@ pub mod table;
 pub mod timers;
 
 use crate::config::limits;
-use crate::driver::{Completion, Counters, Driver, Key, Received, Side};
+use crate::driver::{Completion, Driver, Key, Received, Side};
 use crate::event::{EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
 use crate::session::routes::Routes;
@@ -31,6 +33,7 @@ use arc_swap::ArcSwap;
 use mailbox::{Order, Report};
 use moves::Moves;
 use placement::{Load, Neighbour};
+use share::Share;
 use spin::{Few, Heat, Spin};
 use std::collections::VecDeque;
 use std::io;
@@ -76,6 +79,7 @@ pub struct Shard<D> {
     refused_at: Option<Time>,
     moves: Moves,
     neighbours: Arc<[Neighbour]>,
+    share: Share,
     starved: VecDeque<(Key, Side)>,
     relief: Relief,
     spin: Spin,
@@ -123,6 +127,7 @@ impl<D: Driver> Shard<D> {
             refused_at: None,
             moves: Moves::default(),
             neighbours: Arc::from([]),
+            share: Share::default(),
             starved: VecDeque::new(),
             relief: Relief::default(),
             spin: Spin::new(parts.busy_poll_us, now),
@@ -337,8 +342,9 @@ impl<D: Driver> Shard<D> {
             return;
         }
         self.relief.at = next;
-        let (keys, next_slot) = self.sessions.some(self.relief.slot, limits::SPILL_LOOKS_MAX);
-        self.relief.slot = next_slot;
+        let from = self.relief.slot;
+        let (keys, more) = self.sessions.keys_in(from, limits::SPILL_LOOKS_MAX);
+        self.relief.slot = if more { from + limits::SPILL_LOOKS_MAX } else { 0 };
         for key in keys {
             self.with_session(key, |session, step| session.spill(step));
         }
@@ -372,15 +378,17 @@ impl<D: Driver> Shard<D> {
     /// What need not be done each turn: reports gauges, gives memory back.
     fn keep_up(&mut self) {
         self.upkeep_at = self.now.plus_ms(limits::UPKEEP_MS);
-        let Counters { enters, completions, sq_full, cq_overflow, no_buffers, sends_blocked } =
-            self.driver.counters();
+        let seen = self.driver.counters();
         let shard = &self.parts.tally.shard;
-        shard.enters.set(enters);
-        shard.completions.set(completions);
-        shard.sq_full.set(sq_full);
-        shard.cq_overflow.set(cq_overflow);
-        shard.no_buffers.set(no_buffers);
-        shard.sends_blocked.set(sends_blocked);
+        shard.enters.set(seen.enters);
+        shard.enter_failed.set(seen.enter_failed);
+        shard.completions.set(seen.completions);
+        shard.sq_full.set(seen.sq_full);
+        shard.cq_overflow.set(seen.cq_overflow);
+        shard.no_buffers.set(seen.no_buffers);
+        shard.sends_blocked.set(seen.sends_blocked);
+        shard.cpu_ns.set(seen.cpu_ns);
+        shard.looked_ns.set(self.now.0);
         shard.starved.set(self.starved.len() as u64);
         self.driver.trim();
         let pool = self.driver.pool();
@@ -401,7 +409,11 @@ impl<D: Driver> Shard<D> {
                 }
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
                 Order::Evict(to) => self.evict(to),
-                Order::Move { session, to } => self.move_one(session, to),
+                Order::Move { session, to, told } => self.move_one(session, to, told.as_deref()),
+                Order::Share(share) => self.share = share,
+                Order::Keep { sessions, to } => self.keep_only(sessions, &to),
+                Order::List { from, slots, to } => self.list(from, slots, &to),
+                Order::Weigh(to) => self.weigh(&to),
                 Order::Attach(parcel, home) => self.attach(parcel, home),
                 Order::EndAll(why) => self.end_all(why),
                 Order::Leave => self.leaving = true,

@@ -3,6 +3,7 @@
 use super::process::Process;
 use crate::control::board::{Board, PathChoice, ShardEntry};
 use crate::event::EndReason;
+use crate::policy::health::Fault;
 use crate::policy::snapshot::Snapshot;
 use crate::tally::{Histogram, RouteName, RouteTally};
 use std::collections::BTreeMap;
@@ -16,7 +17,10 @@ pub(super) struct Facts {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) reloads_applied: u64,
     pub(super) reloads_refused: u64,
+    pub(super) path_seen: [Option<f64>; 2],
     pub(super) path_changes: u64,
+    pub(super) rollbacks: [u64; Fault::ALL.len()],
+    pub(super) rebalanced: u64,
     pub(super) shard_panics: u64,
     pub(super) journal_written: u64,
     pub(super) shards: Vec<Arc<ShardEntry>>,
@@ -29,9 +33,13 @@ impl Facts {
     pub(super) fn read(board: &Board) -> Self {
         let number = |count: &AtomicU64| count.load(Relaxed);
         let shards = board.shards();
+        let path = board.path.load_full();
         Self {
             ready: board.ready.load(Relaxed),
-            path: board.path.load_full(),
+            path_seen: path.as_ref().map_or([None; 2], |path| board.seen(path)),
+            path,
+            rollbacks: board.rollbacks.each_ref().map(number),
+            rebalanced: number(&board.rebalanced),
             snapshot: board.snapshot.load_full(),
             reloads_applied: number(&board.reloads_applied),
             reloads_refused: number(&board.reloads_refused),

@@ -269,7 +269,7 @@ impl Driver for Epoll {
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        Counters { cpu_ns: sys::thread_cpu_ns(), ..self.counters }
     }
 
     fn waker(&self) -> Waker {

@@ -74,6 +74,8 @@ pub struct World {
     pub(super) shards: Vec<Option<Shard>>,
     /// The shard whose turn it is, for the trace.
     pub(super) running: usize,
+    /// How long shards were stopped so far.
+    stopped_ns: u64,
     trace: Trace,
     digest: u64,
     /// Completions of an earlier generation that were handed out.
@@ -99,6 +101,7 @@ impl World {
             backends: BTreeMap::new(),
             shards: Vec::new(),
             running: 0,
+            stopped_ns: 0,
             trace: Trace::default(),
             digest: seed,
             stale: 0,
@@ -129,6 +132,12 @@ impl World {
     #[must_use]
     pub const fn now(&self) -> Time {
         Time(self.clock)
+    }
+
+    /// The clock, less what shards were stopped for.
+    #[must_use]
+    pub const fn awake(&self) -> Time {
+        Time(self.clock - self.stopped_ns)
     }
 
     /// A socket that listens. It belongs to whoever accepts on it; several may listen for one listener.
@@ -252,6 +261,7 @@ impl World {
         if self.happens(Fault::Freeze) {
             let ns = self.rng.log_within(10_000_000, 5_000_000_000);
             self.note(Note::Net("stops the shard for ns", i64::try_from(ns).unwrap_or(0)));
+            self.stopped_ns += ns;
             self.pass_until(self.clock + ns);
         }
     }

@@ -63,8 +63,8 @@ const TURN_MS: u64 = 3 * (limits::SLEEP_MS_MAX + limits::FREEZE_MS);
 const STARVED_MS: u64 = 20_000;
 /// How long a shard may be without a buffer while directions wait for one.
 const NO_BUFFERS_MS: u64 = 2000;
-/// How long a reset may go unheard: a shard may be stopped meanwhile.
-const UNHEARD_MS: u64 = 20_000;
+/// How long a reset may go unheard by shards that are not stopped.
+const UNHEARD_MS: u64 = 10_000;
 
 /// What is remembered from turn to turn.
 #[derive(Default)]
@@ -131,7 +131,7 @@ impl Watch {
 
     /// Looks whether resets are heard.
     fn resets(&mut self, world: &World) -> Result<(), Broken> {
-        let now = world.now();
+        let now = world.awake();
         for record in world.records() {
             let ended = record.near.closed || record.near.aborted;
             if !record.gone || ended || record.fate != Fate::Established {

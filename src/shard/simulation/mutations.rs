@@ -29,7 +29,7 @@ const CAUGHT: [(Mutation, &[Property]); 22] = [
     (Mutation::HotSentTwice, &[Property::Bytes]),
     (Mutation::ReadWhileArmed, &[Property::Contract]),
     (Mutation::SettlesForever, &[Property::Deadline]),
-    (Mutation::MailForgotten, &[Property::Leak, Property::Starvation]),
+    (Mutation::MailForgotten, &[Property::Leak, Property::Starvation, Property::Reset]),
     (Mutation::AcceptedForgotten, &[Property::Leak]),
 ];
 

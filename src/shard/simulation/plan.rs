@@ -72,6 +72,8 @@ pub(super) enum Told {
     Evict { from: usize, to: Option<usize> },
     /// The n-th session that began on a shard is carried to another, wherever it is.
     Move { born: usize, nth: u64, to: usize },
+    /// A shard keeps so many sessions, the others are carried to another.
+    Keep { from: usize, sessions: u32, to: usize },
     /// A shard's sockets and sessions go to another, and it leaves.
     Retire { shard: usize, heir: usize },
     /// A shard fails; with `unheard`, after a turn of its driver of which it hears nothing.
@@ -294,8 +296,9 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         .collect();
     Config {
         data_path: DataPath::Auto,
+        data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: None, cpus: None, pin: false, busy_poll_us: 0 },
+        shards: Shards { count: None, cpus: None, rebalance: true, pin: false, busy_poll_us: 0 },
         limits,
         listeners,
         pools,
@@ -348,6 +351,10 @@ fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]
         5..9 => {
             let (from, stops) = (rng.index(shards), rng.chance(Rate::one_in(4)));
             Told::Evict { from, to: (from != to && !stops).then_some(to) }
+        }
+        13 if shards > 1 => {
+            let (from, sessions) = ((to + 1) % shards, rng.pick(&[0, 1, 2, 3]));
+            Told::Keep { from, sessions, to }
         }
         9..14 => Told::Move { born: rng.index(shards), nth: 1 + rng.below(6), to },
         14 if shards > 1 => {

@@ -292,9 +292,14 @@ impl Run {
                 let session = (born as u64) << 48 | nth;
                 for at in 0..self.members.len() {
                     let to = self.members[to].home.clone();
-                    self.send(at, Order::Move { session, to });
+                    self.send(at, Order::Move { session, to, told: None });
                 }
             }
+            Told::Keep { from, sessions, to } if !self.members[to].leaving => {
+                let to = self.members[to].home.clone();
+                self.send(from, Order::Keep { sessions, to });
+            }
+            Told::Keep { .. } => {}
             Told::Retire { shard, heir } => self.retire(shard, heir),
             Told::Fail { shard, unheard } => self.fail(shard, unheard),
             Told::Stop => self.stop(),

@@ -1,0 +1,88 @@
+//! The other end of the admin endpoint: what `ringway datapath` asks a running Ringway with.
+
+use crate::config::{Admin, limits};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Sends one request to the endpoint of this config. The status, and the body as it came.
+///
+/// # Errors
+/// Nobody listens there, or what listens does not answer as Ringway does; a sentence.
+pub fn ask(admin: &Admin, method: &str, path: &str, body: &str) -> Result<(u16, String), String> {
+    let at = reachable(admin.bind);
+    if at.port() == 0 {
+        return Err("admin.bind says port 0: only the running Ringway knows where that is".into());
+    }
+    let token = admin.token.as_deref();
+    let token = token.map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n{token}\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    let patience = Duration::from_millis(limits::ADMIN_REQUEST_MS_MAX);
+    let exchange = || {
+        let mut stream = TcpStream::connect_timeout(&at, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.take(limits::ADMIN_ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = exchange().map_err(|e| format!("the admin endpoint {at} cannot be asked: {e}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.ok_or_else(|| format!("what listens on {at} is no Ringway"))?;
+    Ok((status, body.to_owned()))
+}
+
+/// Where an endpoint that listens on every address can be asked from its own machine.
+fn reachable(bind: SocketAddr) -> SocketAddr {
+    let ip = match bind.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, bind.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::harness::Endpoint;
+    use super::*;
+    use crate::control::order::{Answer, Order, Orders};
+
+    fn admin(bind: SocketAddr, token: Option<&str>) -> Admin {
+        Admin { bind, token: token.map(Into::into) }
+    }
+
+    #[test]
+    fn an_endpoint_is_asked_with_its_token() {
+        let orders = Orders::answered_by(|order| {
+            let what = format!("{order:?}");
+            matches!(order, Order::DataPath { .. }).then_some(Answer::Done { generation: 7, what })
+        });
+        let token = "a token that is long enough";
+        let endpoint = Endpoint::new(Some(token), orders);
+        let put = |token| {
+            let body = r#"{"path": "epoll", "live": null, "percent": 12.5}"#;
+            ask(&admin(endpoint.address, token), "PUT", "/api/v1/datapath", body)
+        };
+        let (status, said) = put(Some(token)).unwrap();
+        assert_eq!(status, 200, "{said}");
+        assert!(said.contains("Epoll") && said.contains("1250"), "{said}");
+        assert_eq!(put(None).unwrap().0, 401);
+    }
+
+    #[test]
+    fn nobody_there_is_told() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let why = ask(&admin(free, None), "GET", "/", "").unwrap_err();
+        assert!(why.contains(&free.to_string()), "{why}");
+        assert!(ask(&admin("127.0.0.1:0".parse().unwrap(), None), "GET", "/", "").is_err());
+        assert_eq!(reachable("0.0.0.0:9".parse().unwrap()), "127.0.0.1:9".parse().unwrap());
+        assert_eq!(reachable("[::]:9".parse().unwrap()), "[::1]:9".parse().unwrap());
+    }
+}
