@@ -50,7 +50,9 @@
 //! 9. [`control`]: starts shards, hands listening sockets between them, reloads, follows orders, stops.
 //! 10. [`admin`]: status, metrics and orders over HTTP, and what is written to the log.
 //! 11. [`run`]: control, admin and the session log, put together: a whole Ringway in a process.
-//! 12. [`demo`]: an order engine, an order flow, and Ringway between them. `main.rs` turns arguments into one of these.
+//! 12. [`demo`]: an order engine, an order flow, and Ringway between them.
+//! 13. [`bench`]: io_uring against epoll, and Ringway against other proxies, on this machine. `main.rs` turns arguments
+//!     into one of these.
 //!
 //! # Words
 //!
@@ -138,6 +140,7 @@
 //! | which shard a client goes to | [`shard::placement`] |
 //! | what a reload may change | `control/reload.rs` |
 //! | an order of operators | [`control::order`], then `admin/endpoints.rs` |
+//! | a case of `ringway bench`, or a gate | `bench/cases.rs`, `bench/report.rs` |
 //! | a kernel that is known to be faulty | `driver/probe/kernels.rs` |
 
 #![deny(unsafe_code)]
@@ -160,6 +163,7 @@ pub mod shard;
 pub mod control;
 // 10: windows
 pub mod admin;
-// 11 and 12: the whole
+// 11 to 13: the whole
+pub mod bench;
 pub mod demo;
 pub mod run;
