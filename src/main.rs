@@ -83,7 +83,8 @@ struct Measure {
     #[arg(long, value_name = "A,B")]
     cpus: Option<bench::Cpus>,
     /// Only these cases.
-    #[arg(long, value_name = "CASES", value_delimiter = ',', value_parser = PossibleValuesParser::new(bench::case_names()))]
+    #[arg(long, value_name = "CASES", value_delimiter = ',')]
+    #[arg(value_parser = PossibleValuesParser::new(bench::case_names()))]
     cases: Vec<String>,
 }
 

@@ -2,8 +2,8 @@
 //! `cargo bench relay`; the throughput criterion prints is in messages, and its inverse is the time for one.
 //!
 //! The network costs time of its own, several times the relay's: it counts every byte and draws from its seed. So each
-//! case runs twice: with the shard, and with a [`wire`](wire::run) that does nothing but pass buffers on. The difference
-//! is what sessions, timers, counters and the shard's loop cost.
+//! case runs twice: with the shard, and with a [`wire`](wire::run) that does nothing but pass buffers on. The
+//! difference is what sessions, timers, counters and the shard's loop cost.
 
 mod wire;
 

@@ -1,5 +1,5 @@
-//! The proxies that are compared: each a process of its own with one thread for its work, on the same CPU, doing the same
-//! job: TCP to the one echo backend, TCP_NODELAY on both sides, no log lines for sessions.
+//! The proxies that are compared: each a process of its own with one thread for its work, on the same CPU, doing the
+//! same job: TCP to the one echo backend, TCP_NODELAY on both sides, no log lines for sessions.
 
 use super::clock::pause;
 use crate::driver::sys;

@@ -1,8 +1,8 @@
 //! From rounds to verdicts: medians, ratios with their interval, and whether a gate holds. Pure.
 //!
-//! Rounds are compared in pairs, one contender's with the other's of the same round, for what a neighbour on the machine
-//! takes away lasts longer than a round and falls on both. The interval is where the median of those ratios lies with
-//! 95 % confidence, by their order alone: no shape of the noise is assumed, and nothing is drawn by chance.
+//! Rounds are compared in pairs, one contender's with the other's of the same round, for what a neighbour on the
+//! machine takes away lasts longer than a round and falls on both. The interval is where the median of those ratios
+//! lies with 95 % confidence, by their order alone: no shape of the noise is assumed, and nothing is drawn by chance.
 
 /// Fewest rounds of which least and most hold the median with 95 % confidence (1 - 2 / 2^6 = 0.97): with fewer, no gate
 /// is said to hold.

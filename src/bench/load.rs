@@ -1,8 +1,8 @@
 //! The load and the echo backend of a bench, in one thread over one of Ringway's own drivers.
 //!
-//! One thread for both, because what it costs must be small and the same for all contenders: no thread waits for another,
-//! every answer is the buffer that brought the question, and all clients send the same message from the same buffer. It
-//! knows sessions as *seats*, which live on when their connection is replaced.
+//! One thread for both, because what it costs must be small and the same for all contenders: no thread waits for
+//! another, every answer is the buffer that brought the question, and all clients send the same message
+//! from the same buffer. It knows sessions as *seats*, which live on when their connection is replaced.
 
 use crate::config::Tcp;
 use crate::driver::pool::BufferId;

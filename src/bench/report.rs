@@ -196,7 +196,8 @@ pub(super) fn legend(plan: Plan) -> String {
         put(
             &mut out,
             format_args!(
-                "ATTENTION: with fewer than {ROUNDS_SURE} rounds the interval is less sure than 95 %, and no gate is said to hold."
+                "ATTENTION: with fewer than {ROUNDS_SURE} rounds the interval is less sure than 95 %, and no gate \
+                 is said to hold."
             ),
         );
     }
