@@ -352,6 +352,7 @@ fn the_bench_compares_the_data_paths_and_judges() {
     }
     assert!(gates.contains("0 of 5 gates hold; the plan goes on where any 2 do: no"), "{gates}");
     assert!(gates.contains("recommended here: data_path = \"epoll\""), "{gates}");
+    assert!(gates.contains("other programs took "), "{gates}");
 }
 
 /// One round proves nothing for a gate, and much against it.

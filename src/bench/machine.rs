@@ -67,6 +67,32 @@ fn listed(text: &str) -> BTreeSet<usize> {
     text.trim().split(',').filter_map(range).flatten().collect()
 }
 
+/// What a CPU did since the machine was started, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Spent {
+    /// In programs and for them; interrupts aside.
+    pub(super) busy_ns: u64,
+    /// Nothing, because the host gave it to another guest.
+    pub(super) stolen_ns: u64,
+}
+
+/// What `cpu` did so far.
+pub(super) fn spent(cpu: usize) -> Spent {
+    spent_in(&fs::read_to_string("/proc/stat").unwrap_or_default(), cpu)
+}
+
+/// The same of the text of `/proc/stat` (proc_stat(5)), whose ticks are hundredths of a second.
+fn spent_in(stat: &str, cpu: usize) -> Spent {
+    let name = format!("cpu{cpu} ");
+    let Some(line) = stat.lines().find_map(|line| line.strip_prefix(&name)) else {
+        return Spent::default();
+    };
+    let fields: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let field = |at: usize| fields.get(at).copied().unwrap_or(0) * 10_000_000;
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    Spent { busy_ns: field(0) + field(1) + field(2), stolen_ns: field(7) }
+}
+
 /// A line about the machine; `kernel` as `uname -r`, `cpus` as many as this process may use.
 pub(super) fn describe(kernel: &str, cpus: usize) -> String {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -116,6 +142,20 @@ mod tests {
     fn lists_of_the_kernel_are_read() {
         assert_eq!(listed("0-2,7\n"), BTreeSet::from([0, 1, 2, 7]));
         assert_eq!(listed(""), BTreeSet::new());
+    }
+
+    #[test]
+    fn what_a_cpu_did_is_read() {
+        let stat =
+            "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\ncpu10 5 0 0 0 0 0 0 0 0 0\n";
+        let of = |busy: u64, stolen: u64| Spent {
+            busy_ns: busy * 10_000_000,
+            stolen_ns: stolen * 10_000_000,
+        };
+        assert_eq!(spent_in(stat, 0), of(6, 8));
+        assert_eq!(spent_in(stat, 10), of(5, 0));
+        assert_eq!(spent_in(stat, 1), Spent::default());
+        assert!(spent(*sys::affinity().first().unwrap()).busy_ns > 0);
     }
 
     #[test]

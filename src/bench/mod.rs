@@ -25,11 +25,12 @@ pub use others::Other;
 use crate::config::DataPath;
 use crate::driver::probe::{Feature, Report, probe};
 use crate::driver::{Kind, pick, sys};
+use crate::time::Time;
 use cases::{CASES, Case, IDLE, IDLE_SESSIONS, Plan};
 use clock::pause;
 use contender::{Contender, Folder, Recipe};
 use load::Load;
-use report::{Idle, Result as Measured};
+use report::{Idle, Result as Measured, Taken};
 use shift::{Work, work};
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -86,6 +87,11 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<(), String> {
         folder: Folder::new()?,
         cpus,
         plan,
+        began: Began {
+            at: sys::now(),
+            cpus: [cpus.proxy, cpus.load].map(machine::spent),
+            load_ns: contender::own_cpu_ns(),
+        },
         options: &options,
         stop: &stop,
     };
@@ -93,11 +99,19 @@ pub fn run(options: Options, stop: Arc<AtomicBool>) -> Result<(), String> {
     if options.against.is_empty() { bench.data_paths(&report) } else { bench.others() }
 }
 
+/// What was spent when the bench began: by the CPUs, the proxies' first, and by the load.
+struct Began {
+    at: Time,
+    cpus: [machine::Spent; 2],
+    load_ns: u64,
+}
+
 struct Bench<'o> {
     load: Load,
     folder: Folder,
     cpus: Cpus,
     plan: Plan,
+    began: Began,
     options: &'o Options,
     stop: &'o AtomicBool,
 }
@@ -139,7 +153,24 @@ impl Bench<'_> {
             return Ok(());
         }
         say(&report::verdicts(&results));
+        self.look_around(plain.iter().chain(&eager));
         Ok(())
+    }
+
+    /// Says what others took of the CPUs since the bench began. `contenders`: all there were.
+    fn look_around<'c>(&self, contenders: impl Iterator<Item = &'c Contender>) {
+        let Cpus { proxy, load } = self.cpus;
+        let proxies_ns: u64 = contenders.map(Contender::cpu_ns).sum();
+        let load_ns = contender::own_cpu_ns().saturating_sub(self.began.load_ns);
+        let own = if proxy == load { [proxies_ns + load_ns; 2] } else { [proxies_ns, load_ns] };
+        let whole_ns = sys::now().since_ns(self.began.at).max(1) as f64;
+        let taken = |at: usize, cpu: usize| {
+            let (then, now) = (self.began.cpus[at], machine::spent(cpu));
+            let others_ns = now.busy_ns.saturating_sub(then.busy_ns).saturating_sub(own[at]);
+            let host_ns = now.stolen_ns.saturating_sub(then.stolen_ns);
+            Taken { cpu, others: others_ns as f64 / whole_ns, host: host_ns as f64 / whole_ns }
+        };
+        say(&report::meanwhile(&[taken(0, proxy), taken(1, load)]));
     }
 
     /// Ringway against other proxies.
@@ -164,7 +195,10 @@ impl Bench<'_> {
         if contenders.len() < 2 {
             return Err("none of the other proxies could be started".into());
         }
-        self.cases(&contenders, &[]).map(drop)
+        if self.cases(&contenders, &[])?.is_some() {
+            self.look_around(contenders.iter());
+        }
+        Ok(())
     }
 
     fn ringways(&self, recipes: &[Recipe]) -> Result<Vec<Contender>, String> {

@@ -34,6 +34,8 @@ const GATES: [Gate; 5] = [
 ];
 /// The CPU of a shard that may be spent on sessions that say nothing, in low-latency mode.
 pub(super) const IDLE_CPU: f64 = 0.01;
+/// The part of a CPU that others may take before it is warned of.
+const QUIET: f64 = 0.05;
 
 impl Result {
     /// How the contender at `at` compares to the first, by this measure.
@@ -185,6 +187,33 @@ pub(super) fn idle(found: &[Idle], sessions: usize, ns: u64) -> String {
     out
 }
 
+/// What was taken of a CPU by others than the bench, as parts of the time it ran.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Taken {
+    /// Which CPU.
+    pub(super) cpu: usize,
+    /// By other programs.
+    pub(super) others: f64,
+    /// By the host, for other guests.
+    pub(super) host: f64,
+}
+
+/// Who else was there: figures of a machine that is not quiet are of little use, and this says so.
+pub(super) fn meanwhile(taken: &[Taken]) -> String {
+    let is_loud = taken.iter().any(|taken| taken.others + taken.host > QUIET);
+    let of = |taken: &Taken| {
+        let Taken { cpu, others, host } = taken;
+        format!("{:.0} % of CPU {cpu} (its host {:.0} %)", others * 100.0, host * 100.0)
+    };
+    let parts: Vec<String> = taken.iter().map(of).collect();
+    format!(
+        "\n{}other programs took {}{}\n",
+        if is_loud { "ATTENTION: " } else { "" },
+        parts.join(" and "),
+        if is_loud { ": repeat this on a quiet machine" } else { "" }
+    )
+}
+
 /// How the figures are to be read.
 pub(super) fn legend(plan: Plan) -> String {
     let mut out = format!(
@@ -295,6 +324,20 @@ mod tests {
         assert!(text.contains("1000 sessions of each that say nothing for 1000 ms"), "{text}");
         assert!(text.contains("0.990 %   under 1 %: yes"), "{text}");
         assert!(text.contains("1.000 %   under 1 %: no"), "{text}");
+    }
+
+    #[test]
+    fn a_loud_machine_is_warned_of() {
+        let of = |others, host| {
+            let quiet = Taken { cpu: 0, others: 0.01, host: 0.0 };
+            meanwhile(&[quiet, Taken { cpu: 3, others, host }])
+        };
+        assert_eq!(
+            of(0.02, 0.01),
+            "\nother programs took 1 % of CPU 0 (its host 0 %) and 2 % of CPU 3 (its host 1 %)\n"
+        );
+        assert!(of(0.5, 0.0).starts_with("\nATTENTION: "), "{}", of(0.5, 0.0));
+        assert!(of(0.0, 0.2).contains("a quiet machine"), "{}", of(0.0, 0.2));
     }
 
     #[test]

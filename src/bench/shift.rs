@@ -75,8 +75,8 @@ struct Shift<'l> {
     until: Time,
     /// Pieces under way.
     out: usize,
-    /// Clients who are free, where turns come by themselves.
-    idle: Vec<usize>,
+    /// Clients who are free, where turns come by themselves; the longest free first, so that all take part.
+    idle: VecDeque<usize>,
     /// Turns that are due and not begun.
     waiting: VecDeque<Time>,
     /// When the next one is due.
@@ -107,7 +107,7 @@ pub(super) fn work(
         first: crew.seats.start,
         until: start + slice_ns,
         out: 0,
-        idle: Vec::new(),
+        idle: VecDeque::new(),
         waiting: VecDeque::new(),
         due: start,
         said: 0,
@@ -123,7 +123,7 @@ impl Shift<'_> {
     fn through(mut self, crew: &Crew, start: Time) -> Result<Done, String> {
         for seat in crew.seats.clone() {
             match self.work {
-                Work::Open { .. } => self.idle.push(seat),
+                Work::Open { .. } => self.idle.push_back(seat),
                 Work::Messages { under_way } => (0..under_way).for_each(|_| self.say(seat)),
                 _ => self.begin(seat, start)?,
             }
@@ -172,7 +172,7 @@ impl Shift<'_> {
             self.due = self.due + gap_ns.max(1);
         }
         while !self.waiting.is_empty() {
-            let Some(seat) = self.idle.pop() else { break };
+            let Some(seat) = self.idle.pop_front() else { break };
             let since = self.waiting.pop_front().expect("it is not empty");
             self.begin(seat, since)?;
         }
@@ -240,7 +240,7 @@ impl Shift<'_> {
         self.count(1);
         self.out -= 1;
         match self.work {
-            Work::Open { .. } => self.idle.push(seat),
+            Work::Open { .. } => self.idle.push_back(seat),
             _ if now < self.until => self.begin(seat, now)?,
             _ => {}
         }
