@@ -51,8 +51,8 @@
 //! 10. [`admin`]: status, metrics and orders over HTTP, and what is written to the log.
 //! 11. [`run`]: control, admin and the session log, put together: a whole Ringway in a process.
 //! 12. [`demo`]: an order engine, an order flow, and Ringway between them.
-//! 13. [`bench`]: io_uring against epoll, and Ringway against other proxies, on this machine. `main.rs` turns arguments
-//!     into one of these.
+//! 13. [`mod@bench`]: io_uring against epoll, and Ringway against other proxies, on this machine. `main.rs` turns
+//!     arguments into one of these.
 //!
 //! # Words
 //!

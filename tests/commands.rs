@@ -312,7 +312,7 @@ fn section<'t>(out: &'t str, heading: &str) -> &'t str {
 
 #[test]
 fn the_bench_compares_the_data_paths_and_judges() {
-    let ran = run(ringway(&["bench", "--secs", "0.01", "--rounds", "1"]), 60_000);
+    let ran = run(ringway(&["bench", "--secs", "0.05", "--rounds", "1"]), 60_000);
     if !has_uring() {
         assert_eq!(ran.code, Some(71), "{ran:?}");
         assert!(ran.err.contains("there is nothing to compare"), "{ran:?}");
@@ -336,12 +336,16 @@ fn the_bench_compares_the_data_paths_and_judges() {
     ] {
         let table = section(out, case);
         let (own, other) = (contender, contender.replace("uring", "epoll"));
-        assert!(table.contains("1 x 10 ms each"), "{table}");
+        assert!(table.contains("1 x 50 ms each"), "{table}");
         let measured: Vec<&str> =
             table.lines().filter(|l| l.contains(own) || l.contains(&other)).collect();
         assert_eq!(measured.len(), rows + 1, "{rows} rows and how busy they were: {table}");
-        let ratios = measured.iter().filter(|l| l.contains(own) && l.contains(".."));
-        assert_eq!(ratios.count(), rows / 2, "{table}");
+        // On a machine that is busy with others a round may come to nothing: then there is nothing to compare.
+        let came_to_nothing = |l: &str| l.contains("  0.0000  ") || l.contains(" -");
+        for pair in measured[..rows].chunks(2) {
+            let compared = pair[1].contains(own) && pair[1].contains("..");
+            assert!(compared || pair.iter().any(|l| came_to_nothing(l)), "{table}");
+        }
     }
     let idle = section(out, "idle: 1000 sessions");
     assert_eq!(idle.matches("under 1 %: ").count(), 2, "{idle}");
@@ -359,6 +363,10 @@ fn the_bench_compares_the_data_paths_and_judges() {
 fn gate_is_judged_rightly(line: &str) {
     let words: Vec<&str> = line.split_whitespace().collect();
     let sign = words.iter().position(|w| ["<=", ">="].contains(w)).expect("what is wanted");
+    if words[sign + 2] == "-" {
+        assert!(line.ends_with("no (not measured)"), "{line}");
+        return;
+    }
     let number = |at: usize| words[sign + at].parse::<f64>().unwrap();
     let (wanted, ratio) = (number(1), number(2));
     let (low, high) = words[sign + 3].split_once("..").expect("an interval");

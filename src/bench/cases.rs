@@ -162,7 +162,7 @@ pub(super) struct Sample {
     p50_us: Option<f64>,
     p95_us: Option<f64>,
     p99_us: Option<f64>,
-    cpu_us: f64,
+    cpu_us: Option<f64>,
     /// Parts of the round during which the proxy's and the load's thread ran.
     pub(super) proxy_busy: f64,
     pub(super) load_busy: f64,
@@ -176,7 +176,8 @@ impl Sample {
             p50_us: done.quantile_us(0.50),
             p95_us: done.quantile_us(0.95),
             p99_us: done.quantile_us(0.99),
-            cpu_us: proxy_ns as f64 / 1e3 / (done.all.max(1) as f64 / case.piece.1),
+            cpu_us: (done.all > 0)
+                .then(|| proxy_ns as f64 / 1e3 / (done.all as f64 / case.piece.1)),
             proxy_busy: proxy_ns as f64 / whole_ns,
             load_busy: load_ns as f64 / whole_ns,
         }
@@ -191,7 +192,7 @@ impl Sample {
             p50_us: time,
             p95_us: time,
             p99_us: time,
-            cpu_us: x,
+            cpu_us: time,
             proxy_busy: 0.5,
             load_busy: 0.25,
         }
@@ -204,7 +205,7 @@ impl Sample {
             Measure::P50 => self.p50_us,
             Measure::P95 => self.p95_us,
             Measure::P99 => self.p99_us,
-            Measure::Cpu => Some(self.cpu_us),
+            Measure::Cpu => self.cpu_us,
         };
         known.unwrap_or(f64::NAN)
     }
@@ -288,6 +289,8 @@ mod tests {
         assert_eq!(sample.get(Measure::Cpu), 0.3, "us for a KiB");
         assert!(sample.get(Measure::P50).is_nan());
         assert_eq!((sample.proxy_busy, sample.load_busy), (0.5, 0.1));
+        let nothing = Sample::new(bulk, &Done::default(), 1, 1);
+        assert!(nothing.get(Measure::Cpu).is_nan(), "CPU for nothing is no figure");
     }
 
     #[test]
