@@ -6,6 +6,9 @@ use ringway::driver::sim::{Shared, Sim};
 use ringway::driver::{Arm, Completion, Driver, Key, ListenerId, Received, Side, Socket};
 use std::collections::VecDeque;
 
+/// A receive that stays armed, as a shard's does; for more than any case sends.
+const ARM: Arm = Arm::Multi(1 << 30);
+
 /// A session without any care: it knows no faults, no limits and no timers.
 struct Wire {
     client: Socket,
@@ -55,16 +58,18 @@ pub(crate) fn run((world, mut driver): (Shared, Sim)) -> usize {
                 Completion::Connected { key, .. } => {
                     let wire = &wires[key.slot as usize];
                     for side in Side::BOTH {
-                        driver.arm_recv(key, side, wire.socket(side), Arm::Once);
+                        driver.arm_recv(key, side, wire.socket(side), ARM);
                     }
                 }
-                Completion::Received { key, side, what: Received::Bytes(buffer), .. } => {
+                Completion::Received { key, side, what: Received::Bytes(buffer), more } => {
                     let (wire, to) = (&mut wires[key.slot as usize], side.other());
                     wire.queues[to as usize].push_back(buffer);
                     if wire.queues[to as usize].len() == 1 {
                         driver.send(key, to, wire.socket(to), buffer);
                     }
-                    driver.arm_recv(key, side, wire.socket(side), Arm::Once);
+                    if !more {
+                        driver.arm_recv(key, side, wire.socket(side), ARM);
+                    }
                 }
                 Completion::Received { key, side, .. } => {
                     let wire = &mut wires[key.slot as usize];
