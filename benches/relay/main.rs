@@ -1,9 +1,9 @@
 //! What a relayed message costs beside the kernel: a shard and its sessions as they ship, in a simulated network.
 //! `cargo bench relay`; the throughput criterion prints is in messages, and its inverse is the time for one.
 //!
-//! The network costs time of its own, far more than the relay: it counts every byte and draws from its seed. So each case
-//! runs twice: with the shard, and with a [`wire`](wire::run) that does nothing but pass buffers on. The difference is
-//! what sessions, timers, counters and the shard's loop cost, where it is larger than the noise.
+//! The network costs time of its own, far more than the relay: it counts every byte and draws from its seed. So each
+//! case runs twice: with the shard, and with a [`wire`](wire::run) that does nothing but pass buffers on. The
+//! difference is what sessions, timers, counters and the shard's loop cost, where it is larger than the noise.
 
 mod wire;
 
