@@ -50,13 +50,15 @@
 //! 9. [`control`]: starts shards, hands listening sockets between them, reloads, follows orders, stops.
 //! 10. [`admin`]: status, metrics and orders over HTTP, and what is written to the log.
 //! 11. [`run`]: control, admin and the session log, put together: a whole Ringway in a process.
-//! 12. [`demo`]: an order engine, an order flow, and Ringway between them. `main.rs` turns arguments into one of these.
+//! 12. [`demo`]: an order engine, an order flow, and Ringway between them.
+//! 13. [`mod@bench`]: io_uring against epoll, and Ringway against other proxies, on this machine. `main.rs` turns
+//!     arguments into one of these.
 //!
 //! # Words
 //!
 //! - A **client** and a **backend** are the two ends of a **session**, [`driver::Side`] for short. No other words are
 //!   used for them.
-//! - **up** is from client to backend, **down** the reverse; each is a [`session::relay::Dir`].
+//! - **up** is from client to backend, **down** the reverse; each is a [`session::dir::Dir`].
 //! - A **shard** is one thread with one driver. A **lane** is where a shard runs, usually a CPU: it has at most one
 //!   shard of each driver, started once and used again. Where both have a share of the new sessions, one accepts them
 //!   all and the other's shards are its **guests**.
@@ -146,6 +148,7 @@
 //! | which shard a client goes to | [`shard::placement`] |
 //! | what a reload may change | `control/reload.rs` |
 //! | an order of operators | [`control::order`], then `admin/endpoints.rs` |
+//! | a case of `ringway bench`, or a gate | `bench/cases.rs`, `bench/report.rs` |
 //! | a kernel that is known to be faulty | `driver/probe/kernels.rs` |
 
 #![deny(unsafe_code)]
@@ -168,6 +171,7 @@ pub mod shard;
 pub mod control;
 // 10: windows
 pub mod admin;
-// 11 and 12: the whole
+// 11 to 13: the whole
+pub mod bench;
 pub mod demo;
 pub mod run;

@@ -2,12 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use clap::{Parser, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, value_parser};
 use ringway::config::{Config, file};
 use ringway::control::Outcome;
 use ringway::control::order::{Answer, Order};
 use ringway::run::Running;
-use ringway::{admin, demo, driver};
+use ringway::{admin, bench, demo, driver};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::io::Write;
@@ -77,6 +78,31 @@ enum Command {
         #[arg(long, value_name = "ADDR")]
         listen: SocketAddr,
     },
+    /// Measures io_uring against epoll on this machine, and says which data path to take.
+    ///
+    /// Latency, turns, messages, connections, bulk, open loop and idle sessions, each with CPU; in rounds, by turns. It
+    /// takes a minute and a half, two CPUs, and nothing but loopback.
+    Bench(Measure),
+}
+
+#[derive(Args)]
+struct Measure {
+    /// Compare Ringway with these proxies instead, where they are installed: haproxy,nginx,envoy.
+    #[arg(long, value_name = "PROXIES", value_delimiter = ',')]
+    against: Vec<bench::Other>,
+    /// How long each contender's turn is in each round, in seconds, 0.001 to 60.
+    #[arg(long, value_name = "N", default_value = "0.2", value_parser = seconds)]
+    secs: Duration,
+    /// Rounds of each case, 1 to 1000; with fewer than 6 no gate is said to hold.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Two CPUs, such as 2,3: the proxies' and the load's; without it the first two that are no siblings.
+    #[arg(long, value_name = "A,B")]
+    cpus: Option<bench::Cpus>,
+    /// Only these cases.
+    #[arg(long, value_name = "CASES", value_delimiter = ',')]
+    #[arg(value_parser = PossibleValuesParser::new(bench::case_names()))]
+    cases: Vec<String>,
 }
 
 /// Where the config is unless somebody says otherwise.
@@ -112,6 +138,11 @@ fn main() -> ExitCode {
         }
         Command::Demo { duration } => until_stopped(|stop| demo::run(duration, stop)),
         Command::OrderEngine { listen } => until_stopped(|stop| demo::order_engine(listen, stop)),
+        Command::Bench(Measure { against, secs, rounds, cpus, cases }) => {
+            let options =
+                bench::Options { slice: secs, rounds: rounds.into(), cpus, cases, against };
+            until_stopped(|stop| bench::run(options, stop))
+        }
     }
 }
 
@@ -247,6 +278,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     ms.map(Duration::from_millis)
         .ok_or_else(|| "the unit must be ms, s, m or h, such as 10s".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: Option<f64> = text.parse().ok();
+    let sound = number.filter(|secs| (0.001..=60.0).contains(secs));
+    sound.map(Duration::from_secs_f64).ok_or_else(|| "must be 0.001 to 60 seconds".to_owned())
 }
 
 fn fail(code: u8, why: &str) -> ExitCode {

@@ -1,6 +1,6 @@
 //! Live sessions change their shard where the load of shards differs for long.
 //!
-//! The decision is [`balance`](crate::policy::balance)'s. A shard is asked twice what its sessions do, a second apart:
+//! The decision is [`balance`]'s. A shard is asked twice what its sessions do, a second apart:
 //! the first time only so that it begins to count.
 
 use super::supervisor::Supervisor;

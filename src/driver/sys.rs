@@ -8,6 +8,8 @@ use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 /// A socket address as the kernel reads it.
 #[derive(Clone, Copy)]
@@ -419,6 +421,19 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: `set` outlives the call and its size is given.
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets what `command` starts run on this CPU alone, and end when the thread that starts it does.
+pub fn confine(command: &mut Command, cpu: usize) {
+    let in_child = move || {
+        pin(cpu)?;
+        // SAFETY: takes and returns numbers.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and touches nothing but its own stack: it takes
+    // no lock and no memory.
+    unsafe { command.pre_exec(in_child) };
 }
 
 /// Raises the limit of open descriptors as far as it goes; returns it.

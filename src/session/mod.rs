@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod dir;
 pub mod glance;
 pub mod opening;
 pub mod parcel;
@@ -23,8 +24,8 @@ use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::{BackendIndex, Snapshot};
 use crate::tally::{RouteTally, ShardTally};
 use crate::time::Time;
+use dir::{Dir, Watch};
 use opening::{Opening, Question, Reply};
-use relay::{Dir, Watch};
 use routes::Routes;
 use sabotage::Mutation;
 use std::collections::VecDeque;

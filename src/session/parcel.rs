@@ -5,7 +5,7 @@
 //! [packed](Session::pack) and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes
 //! back as it was.
 
-use super::relay::Watch;
+use super::dir::Watch;
 use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};

@@ -134,36 +134,10 @@ impl Plan {
         if stalls {
             clients.iter_mut().skip(1).for_each(Client::stall);
         }
-        let finishes = Script(vec![Step::Write(bytes_max), Step::Finish]);
-        let backends = (0..2 * BACKENDS)
-            .map(|n| Backend {
-                address: address(n),
-                answers: drawn_answers(rng),
-                scripts: (0..=rng.index(4))
-                    .map(|_| match stalls && rng.chance(Rate::HALF) {
-                        true => finishes.clone(),
-                        false => Script::drawn_from(rng, bytes_max, all_leave),
-                    })
-                    .collect(),
-            })
-            .collect();
-        let most = rng.pick(&[1, 4, 12, 40]);
-        let mut orders: Vec<_> = (0..rng.index(most))
-            .map(|_| {
-                let when = if rng.chance(Rate::HALF) {
-                    When::Round(rng.log_within(1, 1000))
-                } else {
-                    When::Ms(rng.log_within(1, 20_000))
-                };
-                (when, drawn_order(rng, shards.len(), &limits, percents))
-            })
-            .collect();
-        if stalls && shards.len() > 1 {
-            // Blocked sessions, some half-closed, are carried.
-            let to = rng.index(shards.len());
-            orders.extend((0..shards.len()).filter(|from| *from != to).map(|from| {
-                (When::Ms(rng.log_within(10, 15_000)), Told::Evict { from, to: Some(to) })
-            }));
+        let backends = drawn_backends(rng, bytes_max, all_leave, stalls);
+        let mut orders = drawn_orders(rng, shards.len(), &limits, percents);
+        if stalls {
+            orders.extend(drawn_moves(rng, shards.len()));
         }
         let heals_ms = if stalls { 20_000 } else { rng.log_within(100, 20_000) };
         let places = rng.chance(Rate::HALF);
@@ -336,6 +310,52 @@ fn drawn_answers(rng: &mut Rng) -> Vec<(Time, Answer)> {
         return vec![accept, (Time(rng.below(3_000_000_000)), bad)];
     }
     vec![accept]
+}
+
+/// What lives behind the proxy. Where clients `stall`, half of it says all it has and finishes.
+fn drawn_backends(rng: &mut Rng, bytes_max: u32, all_leave: bool, stall: bool) -> Vec<Backend> {
+    let finishes = Script(vec![Step::Write(bytes_max), Step::Finish]);
+    let drawn = |n| Backend {
+        address: address(n),
+        answers: drawn_answers(rng),
+        scripts: (0..=rng.index(4))
+            .map(|_| match stall && rng.chance(Rate::HALF) {
+                true => finishes.clone(),
+                false => Script::drawn_from(rng, bytes_max, all_leave),
+            })
+            .collect(),
+    };
+    (0..2 * BACKENDS).map(drawn).collect()
+}
+
+fn drawn_orders(
+    rng: &mut Rng,
+    shards: usize,
+    limits: &Limits,
+    percents: [u16; 2],
+) -> Vec<(When, Told)> {
+    let most = rng.pick(&[1, 4, 12, 40]);
+    let count = rng.index(most);
+    let drawn = |_| {
+        let when = if rng.chance(Rate::HALF) {
+            When::Round(rng.log_within(1, 1000))
+        } else {
+            When::Ms(rng.log_within(1, 20_000))
+        };
+        (when, drawn_order(rng, shards, limits, percents))
+    };
+    (0..count).map(drawn).collect()
+}
+
+/// Orders that carry blocked sessions, some of them half-closed, all to one shard.
+fn drawn_moves(rng: &mut Rng, shards: usize) -> Vec<(When, Told)> {
+    if shards < 2 {
+        return Vec::new();
+    }
+    let to = rng.index(shards);
+    let others = (0..shards).filter(|from| *from != to);
+    let drawn = |from| (When::Ms(rng.log_within(10, 15_000)), Told::Evict { from, to: Some(to) });
+    others.map(drawn).collect()
 }
 
 fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]) -> Told {
