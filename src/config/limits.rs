@@ -81,6 +81,8 @@ pub const SPIN_WASTE_PART: u64 = 50;
 pub const HOT_LOOKS: u32 = 32;
 /// Sessions that are read straight while a shard spins, if no others carry traffic.
 pub const HOT_SESSIONS_MAX: usize = 4;
+/// Most sessions a spinning shard reads straight where listeners ask for it.
+pub const HOT_FORCED_MAX: usize = 64;
 /// Movements after which it is judged which sessions are hot.
 pub const HEAT_SAMPLE: u32 = 64;
 /// Free buffers that keep their memory when a shard is calm.

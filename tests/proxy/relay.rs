@@ -24,7 +24,7 @@ crate::on_each_path!(
     small_messages_are_not_held_back,
 );
 
-const HOPS: [&str; 3] = ["multishot", "linked", "oneshot"];
+const HOPS: [&str; 6] = ["multishot", "linked", "oneshot", "wide", "splice", "hot"];
 
 fn bytes_of_every_size_cross_both_ways_at_once(path: DataPath) {
     let stage = Stage::new();
