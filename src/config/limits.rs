@@ -67,6 +67,8 @@ pub const WINDOW_MAX: u16 = 4096;
 /// Bytes a bulky direction moves at once, and the size of the buffer it does so through: what fits the cache beside the
 /// rest.
 pub const WIDE_BYTES: u32 = 512 * 1024;
+/// Size of a shard's pipe: places for 64 packets.
+pub const PIPE_BYTES: i32 = 256 * 1024;
 /// Receives in a row that fill their buffer and so prove a direction bulky.
 pub const WIDE_AFTER: u8 = 8;
 /// Wide steps in a row that move less than a receive buffer holds and so prove that it is not bulky any more.

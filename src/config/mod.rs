@@ -156,9 +156,9 @@ pub enum Hop {
     Linked,
     /// A one-shot receive, armed again when its send is done.
     Oneshot,
-    /// Every direction in wide steps through one large buffer, which `Auto` does with those that prove bulky.
+    /// Every direction in wide steps through one large buffer.
     Wide,
-    /// Every direction in steps of splice(2) through a pipe.
+    /// Every direction in steps of splice(2) through a pipe, which `Auto` does with those that prove bulky.
     Splice,
     /// Read straight whenever the shard spins, which `Auto` does where few sessions carry the traffic.
     Hot,

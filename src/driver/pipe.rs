@@ -2,6 +2,7 @@
 
 use super::Errno;
 use super::sys::last_errno;
+use crate::config::limits;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -22,6 +23,9 @@ impl Pipe {
         }
         // SAFETY: the kernel has just made both, and nobody else knows them.
         let [read, write] = ends.map(|end| unsafe { OwnedFd::from_raw_fd(end) });
+        // Each packet takes a place of its own, however few its bytes. Refused, there are 16, which do.
+        // SAFETY: takes and returns numbers.
+        let _ = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, limits::PIPE_BYTES) };
         Ok(Self { read, write })
     }
 

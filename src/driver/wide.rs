@@ -1,8 +1,7 @@
-//! Bulk: one large buffer, reused while it is hot, between two plain calls.
+//! Bulk: between two plain calls, through a pipe that copies nothing or a large buffer that stays in the cache.
 //!
-//! What decides the cost of bulk is the size and the heat of the buffer, not the interface: a buffer near the size of
-//! the second-level cache costs less a byte than splice(2), which is there to compare. A step is over when it returns, so one
-//! buffer serves all directions of a shard.
+//! Which costs less a byte depends on the machine: the buffer lives by its heat, so it loses where others want the same
+//! cache and memory. A step is over when it returns, so one pipe and one buffer serve all directions of a shard.
 
 use super::pipe::Pipe;
 use super::pool::{BufferId, Pool};

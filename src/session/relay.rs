@@ -263,7 +263,7 @@ impl Session {
             return;
         };
         let high_water = self.snapshot.config.limits.high_water_bytes;
-        let by = if self.hop == Hop::Splice { driver::Way::Pipe } else { driver::Way::Buffer };
+        let by = if self.hop == Hop::Wide { driver::Way::Buffer } else { driver::Way::Pipe };
         let stride = driver::Stride { tail_max: high_water, by };
         let carried = step.driver.carry_wide(step.key, source, from, to, stride);
         if let Some((first, last)) = carried.tail {
