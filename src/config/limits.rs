@@ -22,6 +22,11 @@ pub const KEEPALIVE_S_MAX: u32 = 32_767;
 pub const KEEPALIVE_PROBES_MAX: u32 = 127;
 /// SO_SNDBUF, SO_RCVBUF and TCP_NOTSENT_LOWAT; the kernel cuts the first two to `net.core.[wr]mem_max`.
 pub const SOCKET_BUFFER_BYTES_MAX: u32 = 64 << 20;
+/// What the kernel may hold of one direction on its way in and, unsent, on its way out: with more, a reader that stalls
+/// finds orders of long ago.
+pub const RECEIVE_BUFFER_DEFAULT: u32 = 256 * 1024;
+/// See [`RECEIVE_BUFFER_DEFAULT`].
+pub const NOTSENT_LOWAT_DEFAULT: u32 = 128 * 1024;
 /// Characters of a congestion control's name (TCP_CA_NAME_MAX, less the zero that ends it).
 pub const CONGESTION_CHARS_MAX: usize = 15;
 /// One line for every so many ended sessions.
