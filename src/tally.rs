@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod named;
+
 use crate::config::Name;
 use crate::event::{Arm, EndReason};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -119,6 +121,8 @@ impl Default for Histogram<19> {
     }
 }
 
+pub use named::Named;
+
 /// What one shard counts of itself.
 #[derive(Debug, Default)]
 pub struct ShardTally {
@@ -166,12 +170,16 @@ pub struct ShardTally {
     pub moves_in: Count,
     /// Moves that were given up; their sessions went on where they were.
     pub moves_failed: Count,
+    /// Sessions carried here from the process before this one.
+    pub moves_upgrade: Count,
     /// From the moment a session began to come to rest until it went on here.
     pub pause: Histogram<19>,
     /// Completions for a session that is no more. Must stay 0.
     pub stale: Count,
     /// Records of ended sessions that found the journal full.
     pub journal_dropped: Count,
+    /// The lower 48 bits of the next session's id; no counter of events.
+    pub next_id: Count,
 }
 
 /// Names a route: where a session came in and where it went.

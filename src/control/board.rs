@@ -1,13 +1,14 @@
 //! What everybody may look at: the snapshot in force, the shards' tallies, whether Ringway is ready. Control writes it,
 //! the admin endpoint and tests read it; nobody waits for anybody.
 
+use super::totals::Totals;
 use crate::config::{DataPath, Name};
 use crate::driver::Kind;
 use crate::policy::snapshot::Snapshot;
 use crate::tally::Tally;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What everybody may look at.
@@ -31,6 +32,16 @@ pub struct Board {
     pub shard_panics: AtomicU64,
     /// Lines of ended sessions that were written.
     pub journal_written: AtomicU64,
+    /// Which of a line of processes this is, each started by the one before to replace it; from 1.
+    pub process: AtomicU64,
+    /// Upgrades that put this process in the place of another.
+    pub upgrades_done: AtomicU64,
+    /// Upgrades that failed; this process went on.
+    pub upgrades_failed: AtomicU64,
+    /// Process id of the one before, while it has sessions to hand over; else 0.
+    pub predecessor: AtomicU32,
+    /// What the processes before this one counted.
+    pub inherited: ArcSwapOption<Totals>,
 }
 
 /// Which data path new sessions take, and why.
@@ -75,6 +86,11 @@ impl Board {
             path_changes: AtomicU64::new(0),
             shard_panics: AtomicU64::new(0),
             journal_written: AtomicU64::new(0),
+            process: AtomicU64::new(1),
+            upgrades_done: AtomicU64::new(0),
+            upgrades_failed: AtomicU64::new(0),
+            predecessor: AtomicU32::new(0),
+            inherited: ArcSwapOption::empty(),
         }
     }
 
@@ -95,6 +111,14 @@ impl Board {
         self.shards().iter().map(|s| s.tally.shard.sessions.get()).sum()
     }
 
+    /// Sessions that are open in the process before this one and still to come.
+    #[must_use]
+    pub fn sessions_to_come(&self) -> u64 {
+        let inherited = self.inherited.load();
+        let shards = inherited.iter().flat_map(|totals| &totals.shards);
+        shards.map(|shard| shard.tally.sessions.get()).sum()
+    }
+
     /// Everything an operator asks first.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -104,6 +128,7 @@ impl Board {
             version: env!("CARGO_PKG_VERSION"),
             ready: self.ready.load(Relaxed),
             generation: snapshot.number,
+            process: ProcessStatus::of(self),
             data_path: self.path.load_full().map(|p| (*p).clone()),
             sessions: self.sessions(),
             shards: shards.iter().map(|s| ShardStatus::of(s)).collect(),
@@ -122,6 +147,8 @@ pub struct Status {
     pub ready: bool,
     /// Number of the snapshot in force.
     pub generation: u64,
+    /// Which process this is.
+    pub process: ProcessStatus,
     /// Which data path new sessions take, and why.
     pub data_path: Option<PathChoice>,
     /// Sessions open now.
@@ -132,6 +159,18 @@ pub struct Status {
     pub listeners: Vec<ListenerStatus>,
     /// Where they go.
     pub pools: Vec<PoolStatus>,
+}
+
+/// Which process this is.
+#[derive(Debug, Serialize)]
+pub struct ProcessStatus {
+    /// Which of a line of processes, each started by the one before to replace it; from 1.
+    generation: u64,
+    pid: u32,
+    /// Process id of the one before, while it has sessions to hand over.
+    predecessor: Option<u32>,
+    /// Sessions that are open there.
+    predecessor_sessions: u64,
 }
 
 /// One shard.
@@ -170,6 +209,17 @@ pub struct BackendStatus {
     address: String,
     weight: u16,
     sessions: u64,
+}
+
+impl ProcessStatus {
+    fn of(board: &Board) -> Self {
+        Self {
+            generation: board.process.load(Relaxed),
+            pid: std::process::id(),
+            predecessor: Some(board.predecessor.load(Relaxed)).filter(|pid| *pid != 0),
+            predecessor_sessions: board.sessions_to_come(),
+        }
+    }
 }
 
 impl ShardStatus {
