@@ -5,6 +5,8 @@
 //! [packed](Session::pack) and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes
 //! back as it was.
 
+mod record;
+
 use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};
@@ -33,6 +35,8 @@ pub struct Parcel {
     backend: Option<BackendIndex>,
     listener: u16,
     arm: Arm,
+    /// Another process had it before.
+    upgraded: bool,
 }
 
 /// One direction of a parcel.
@@ -151,6 +155,7 @@ impl Session {
             backend: self.backend,
             listener: self.listener,
             arm: self.arm,
+            upgraded: false,
         })
     }
 
