@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod ask;
 mod endpoints;
 mod fault;
 #[cfg(test)]

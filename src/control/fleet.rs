@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::driver::{Kind, ListenerId, Socket, sys};
 use crate::event::{EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
+use crate::session::parcel::Parcel;
 use crate::shard::mailbox::{Mail, Order};
 use crate::shard::placement::{Load, Neighbour};
 use crate::tally::Tally;
@@ -33,6 +34,8 @@ pub(super) struct Fleet {
     /// Sockets that a shard was told to let go, and what is to become of them.
     moving: HashMap<(usize, ListenerId), Next>,
     next_shard: usize,
+    /// The lower 48 bits of the first session's id.
+    first_id: u64,
 }
 
 /// A place where a shard runs.
@@ -65,11 +68,12 @@ enum Next {
 }
 
 impl Fleet {
-    /// A fleet without shards. Its lanes follow from the config and the CPUs this process may use.
+    /// A fleet without shards. Its lanes follow from the config and the CPUs this process may use. `credit`: what the
+    /// uring driver may rely on; `first_id`: the lower 48 bits of the first session's id.
     pub(super) fn new(
         board: Arc<Board>,
         config: &Config,
-        credit: bool,
+        (credit, first_id): (bool, u64),
         causes: mpsc::Sender<Cause>,
         journal: mpsc::SyncSender<Ended>,
     ) -> io::Result<Self> {
@@ -83,6 +87,7 @@ impl Fleet {
             serving: Kind::Epoll,
             moving: HashMap::new(),
             next_shard: 0,
+            first_id,
         })
     }
 
@@ -193,6 +198,25 @@ impl Fleet {
         }
     }
 
+    /// Takes in a session of another process, on the serving shard with the least load.
+    ///
+    /// # Errors
+    /// The session, where no shard is left.
+    pub(super) fn take_in(&self, parcel: Box<Parcel>) -> Result<(), Box<Parcel>> {
+        let member = self.serving_members().into_iter().min_by_key(|m| m.load.get());
+        let Some(member) = member.filter(|m| m.load.promise()) else { return Err(parcel) };
+        member.mail.send(Order::Attach(parcel, None)).map_err(|unsent| match unsent {
+            Order::Attach(parcel, _) => parcel,
+            _ => unreachable!("what was sent comes back"),
+        })
+    }
+
+    /// Whether no shard has or was promised a session, and none has a socket to let go of.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut members = self.lanes.iter().flat_map(|lane| &lane.shards);
+        self.moving.is_empty() && members.all(|m| m.load.get() == 0)
+    }
+
     /// Wakes every shard, as it is to be once a second.
     pub(super) fn tick(&self) {
         for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
@@ -281,11 +305,8 @@ impl Fleet {
     fn serve_lane(&self, lane: usize, port: &Port) {
         let of_kind = |m: &&Member| m.entry.kind == self.serving;
         let Some(member) = self.lanes[lane].shards.iter().find(of_kind) else { return };
-        let order = Order::Serve {
-            listener: port.id,
-            name: Arc::clone(&port.name),
-            socket: Socket::of(&port.sockets[lane]),
-        };
+        let Some(socket) = port.sockets.get(lane).map(Socket::of) else { return };
+        let order = Order::Serve { listener: port.id, name: Arc::clone(&port.name), socket };
         // A shard that is gone has reported so, and its successor will be told.
         let _ = member.mail.send(order);
     }
@@ -296,6 +317,7 @@ impl Fleet {
             return Ok(());
         }
         let tally = Arc::new(Tally::default());
+        tally.shard.next_id.set(self.first_id);
         let load = Arc::new(Load::default());
         let (id, cpu) = (self.next_shard, self.lanes[lane].cpu);
         let snapshot = self.board.snapshot.load();

@@ -1,5 +1,7 @@
 //! The loop over causes, and what each brings about.
 
+mod upgrade;
+
 use super::board::Board;
 use super::fleet::Fleet;
 use super::notify::Notify;
@@ -15,11 +17,15 @@ use crate::event::EndReason;
 use crate::policy::snapshot::Snapshot;
 use crate::shard::mailbox::{self, Report as Said};
 use crate::time::Time;
+use crate::wire::handover::ADMIN;
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use upgrade::Upgrade;
+pub use upgrade::Windows;
 
 /// What control knows.
 pub(super) struct Supervisor {
@@ -39,6 +45,32 @@ pub(super) struct Supervisor {
     tick_at: Time,
     /// When shards panicked of late.
     panics: VecDeque<Time>,
+    causes: mpsc::Sender<Cause>,
+    windows: Option<Box<dyn Windows>>,
+    /// The upgrade that is under way.
+    upgrade: Option<Upgrade>,
+    /// Ports on their way back from an upgrade that failed.
+    returning: Vec<Port>,
+    /// Whether the process before this one still hands over.
+    taking: bool,
+    /// Whether this is the service's main process.
+    is_main: bool,
+    /// The lower 48 bits of session ids that were left to new processes begin here.
+    ids_left: u64,
+}
+
+/// What a supervisor is made of.
+pub(super) struct Parts {
+    pub(super) board: Arc<Board>,
+    pub(super) fleet: Fleet,
+    pub(super) ports: Vec<Port>,
+    pub(super) report: Report,
+    /// The config as it was read.
+    pub(super) as_read: Config,
+    pub(super) file: Option<PathBuf>,
+    pub(super) causes: mpsc::Sender<Cause>,
+    /// Whether the process before this one hands over.
+    pub(super) taking: bool,
 }
 
 /// A port on its way out.
@@ -66,16 +98,9 @@ enum Stage {
 }
 
 impl Supervisor {
-    pub(super) fn new(
-        board: Arc<Board>,
-        fleet: Fleet,
-        ports: Vec<Port>,
-        report: Report,
-        as_read: Config,
-        file: Option<PathBuf>,
-    ) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { board, fleet, ports, report, as_read, file, causes, taking } = parts;
         let next_port = ports.iter().map(|p| p.id.0 + 1).max().unwrap_or(0);
-        let notify = Notify::from_env();
         Self {
             board,
             fleet,
@@ -84,17 +109,26 @@ impl Supervisor {
             report,
             as_read,
             file,
-            notify,
+            notify: Notify::from_env(),
             next_port,
             stage: Stage::Running,
             tick_at: Time::default(),
             panics: VecDeque::new(),
+            causes,
+            windows: None,
+            upgrade: None,
+            returning: Vec::new(),
+            taking,
+            is_main: false,
+            ids_left: 0,
         }
     }
 
     /// Until Ringway has stopped.
     pub(super) fn run(mut self, causes: &mpsc::Receiver<Cause>) -> Outcome {
-        self.notify.ready("accepting clients");
+        if !self.taking {
+            self.become_main();
+        }
         loop {
             match causes.recv_timeout(self.patience()) {
                 Ok(cause) => {
@@ -107,6 +141,7 @@ impl Supervisor {
             }
             self.close_idle_ports();
             self.tick();
+            self.go_on_upgrading();
             if let Some(outcome) = self.go_on_stopping() {
                 return outcome;
             }
@@ -115,13 +150,27 @@ impl Supervisor {
 
     fn on(&mut self, cause: Cause) -> Option<Outcome> {
         match cause {
+            Cause::Ordered(Order::Upgrade, answer) => self.upgrade(answer),
             Cause::Ordered(order, answer) => answer(self.follow(order)),
+            Cause::Upgrade(said) => return self.on_upgrade(said),
+            Cause::Carried(parcels) => self.take_in(parcels),
+            Cause::Main => self.become_main(),
+            Cause::Alone => self.stand_alone(),
+            Cause::Windows(windows) => self.show(windows),
             Cause::Stop => self.stop(),
             Cause::ShardSaid(shard, said) => self.heard(shard, said),
             Cause::ShardEnded(shard, None) => drop(self.fleet.forget(shard)),
             Cause::ShardEnded(shard, Some(why)) => return self.shard_failed(shard, &why),
         }
         None
+    }
+
+    /// Has windows, which are open.
+    fn show(&mut self, windows: Box<dyn Windows>) {
+        if let Some(socket) = windows.socket().filter(|_| self.is_main) {
+            self.notify.keep(ADMIN, &[socket.as_raw_fd()]);
+        }
+        self.windows = Some(windows);
     }
 
     /// How long to wait for a cause.
@@ -134,7 +183,8 @@ impl Supervisor {
                 Some(until)
             }
         };
-        let until = [closing, stage].into_iter().flatten().fold(self.tick_at, Time::min);
+        let upgrade = self.is_upgrading().then(|| now.plus_ms(limits::HANDOVER_LOOK_MS));
+        let until = [closing, stage, upgrade].into_iter().flatten().fold(self.tick_at, Time::min);
         Duration::from_nanos(until.since_ns(now))
     }
 
@@ -151,7 +201,12 @@ impl Supervisor {
         if self.stage != Stage::Running {
             return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
         }
+        if self.upgrade.is_some() {
+            // What changed here now, the new process would not know of.
+            return Answer::Refused(vec!["an upgrade is under way: try again".to_owned()]);
+        }
         match order {
+            Order::Upgrade => Answer::Refused(vec!["it is no order to follow at once".to_owned()]),
             Order::Reload => self.reload(),
             Order::Canary { listener, percent } => self.set_canary(&listener, percent),
             Order::DataPath { path, live } => {
@@ -271,7 +326,7 @@ impl Supervisor {
         let new: Vec<_> = config.listeners.iter().filter(|l| !is_open(&l.name, l.bind)).collect();
         let (mut opened, mut faults) = (vec![], vec![]);
         for listener in new {
-            match Port::open(ListenerId(self.next_port), listener, self.fleet.lanes()) {
+            match Port::open(ListenerId(self.next_port), listener, self.fleet.lanes(), vec![]) {
                 Ok(port) => opened.push(port),
                 Err(e) => faults.push(e.to_string()),
             }
@@ -304,6 +359,7 @@ impl Supervisor {
         for port in opened {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
             self.fleet.serve(&port);
+            self.keep_open(&port);
             self.ports.push(port);
         }
         what
@@ -312,6 +368,8 @@ impl Supervisor {
     fn close(&mut self, port: Port) {
         tracing::info!(listener = %port.name, address = %port.bound, "closing");
         port.turn_away();
+        // Nobody is to find it again.
+        self.notify.forget(&port.name);
         self.fleet.close(&port);
         let snapshot = self.board.snapshot.load_full();
         let index = snapshot.listener(&port.name).and_then(|(at, _)| u16::try_from(at).ok());
@@ -366,7 +424,10 @@ impl Supervisor {
             return None;
         }
         match self.fleet.restart(shard, &self.ports) {
-            Ok(()) => None,
+            Ok(()) => {
+                self.send_sessions();
+                None
+            }
             Err(error) => {
                 tracing::error!(%error, "the shard could not be started again: giving up");
                 Some(Outcome::Failed)
@@ -375,6 +436,7 @@ impl Supervisor {
     }
 
     fn stop(&mut self) {
+        self.cancel_upgrade();
         let stop = self.board.snapshot.load().config.stop;
         match self.stage {
             Stage::Running => {
@@ -385,7 +447,7 @@ impl Supervisor {
             }
             Stage::Grace(_) | Stage::Closing | Stage::Draining(..) => {
                 tracing::warn!("asked to stop again: ending now");
-                self.close_all();
+                self.leave_all();
                 let open = self.open_sessions();
                 self.cut(EndReason::Stopped, open);
             }
@@ -396,6 +458,19 @@ impl Supervisor {
     fn close_all(&mut self) {
         for port in std::mem::take(&mut self.ports) {
             self.close(port);
+        }
+    }
+
+    /// Accepts nobody any more. Sockets that the service manager keeps stay as they are: who comes now waits in their
+    /// queues for the next process.
+    fn leave_all(&mut self) {
+        if !self.notify.stores() {
+            return self.close_all();
+        }
+        for port in std::mem::take(&mut self.ports) {
+            tracing::info!(listener = %port.name, address = %port.bound, "left to the service manager");
+            self.fleet.close(&port);
+            self.closing.push(Closing { port, until: sys::now(), came_in: None });
         }
     }
 
@@ -418,14 +493,14 @@ impl Supervisor {
             Stage::Running => None,
             Stage::Grace(until) => {
                 if now >= until {
-                    self.close_all();
+                    self.leave_all();
                     self.stage = Stage::Closing;
                     return self.go_on_stopping();
                 }
                 None
             }
             Stage::Closing => {
-                if self.closing.is_empty() {
+                if self.closing.is_empty() && self.may_drain() {
                     let drain_ms = self.board.snapshot.load().config.stop.drain_ms;
                     let open = self.open_sessions();
                     self.fleet.tell_all(|| mailbox::Order::Leave);
