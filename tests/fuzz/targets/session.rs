@@ -139,6 +139,7 @@ impl Run {
             let parts = Parts {
                 id,
                 snapshot: Arc::clone(&run.in_force),
+                ticked: false,
                 busy_poll_us,
                 tally: Arc::clone(&tally),
                 load,
@@ -395,5 +396,6 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         admin: None,
         stop: ringway::config::Stop { grace_ms: 0, drain_ms: 0 },
         log: Log { format: LogFormat::Human, level: LogLevel::Info, session_every: 0 },
+        source: Source::default(),
     }
 }
