@@ -160,7 +160,10 @@ impl Running {
     pub fn wait(self) -> Outcome {
         // Control has the windows, and closes them last, so that the drain can be watched.
         let outcome = self.control.wait();
-        self.sessions.join();
+        // Where that failed, shards may still run, and would be waited for in vain.
+        if outcome != Outcome::Failed {
+            self.sessions.join();
+        }
         outcome
     }
 }

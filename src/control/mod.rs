@@ -58,6 +58,8 @@ pub(crate) enum Cause {
     Main,
     /// The process before this one has gone.
     Alone,
+    /// The process before this one gave the upgrade up, and why: this one is to end.
+    Dismissed(String),
     /// There are windows, and they are open.
     Windows(Box<dyn Windows>),
 }

@@ -156,6 +156,10 @@ impl Supervisor {
             Cause::Carried(parcels) => self.take_in(parcels),
             Cause::Main => self.become_main(),
             Cause::Alone => self.stand_alone(),
+            Cause::Dismissed(why) => {
+                tracing::error!(why, "the process before serves on: this one ends");
+                return Some(Outcome::Failed);
+            }
             Cause::Windows(windows) => self.show(windows),
             Cause::Stop => self.stop(),
             Cause::ShardSaid(shard, said) => self.heard(shard, said),
@@ -201,8 +205,9 @@ impl Supervisor {
         if self.stage != Stage::Running {
             return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
         }
-        if self.upgrade.is_some() {
-            // What changed here now, the new process would not know of.
+        // What changed here now, the new process would not know of; and what the one before may want back must stay.
+        if self.upgrade.is_some() || self.taking {
+            tracing::warn!(?order, "an upgrade is under way: the order is refused");
             return Answer::Refused(vec!["an upgrade is under way: try again".to_owned()]);
         }
         match order {
@@ -461,14 +466,14 @@ impl Supervisor {
         }
     }
 
-    /// Accepts nobody any more. Sockets that the service manager keeps stay as they are: who comes now waits in their
-    /// queues for the next process.
+    /// Accepts nobody any more. Sockets that the service manager keeps, or that the process before may want back, stay
+    /// as they are: who comes now waits in their queues.
     fn leave_all(&mut self) {
-        if !self.notify.stores() {
+        if !self.notify.stores() && !self.taking {
             return self.close_all();
         }
         for port in std::mem::take(&mut self.ports) {
-            tracing::info!(listener = %port.name, address = %port.bound, "left to the service manager");
+            tracing::info!(listener = %port.name, address = %port.bound, "left open for the next process");
             self.fleet.close(&port);
             self.closing.push(Closing { port, until: sys::now(), came_in: None });
         }

@@ -95,7 +95,8 @@ pub enum Message {
         /// Its version, for people.
         version: String,
     },
-    /// New to old, instead of all else it could say: it gives up, and why.
+    /// Either way, instead of all else: whoever says it gives the upgrade up, and why. Then the old one goes on, and
+    /// the new one ends.
     Failed(String),
     /// Old to new: a descriptor for each listening socket of a listener; more than one message where there are many.
     Sockets {

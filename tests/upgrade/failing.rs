@@ -82,12 +82,16 @@ fn who_fails_before_it_is_ready_changes_nothing(path: DataPath) {
     refused(&line.ask(), "does not speak Ringway's hand-over");
     line.install("exec sleep 20");
     refused(&line.ask(), "did not answer within 5000 ms");
+    // A script that stays around the new process, and ends before it.
+    let run = "\"$@\" <&0 & sleep 0.05; exit 5";
+    line.install(&format!("set -- {} \"$@\"; {run}", crate::world::program::RINGWAY));
+    refused(&line.ask(), "exit status: 5");
     install(&line, "silent_after_ready");
     refused(&line.ask(), "did not answer within 3000 ms");
 
     assert!(live.stop() > 200);
     assert!(stream.stop() > 50);
-    expect_unharmed(line, 8.0);
+    expect_unharmed(line, 9.0);
 }
 
 fn who_dies_with_an_unanswered_batch_takes_nothing_along(path: DataPath) {

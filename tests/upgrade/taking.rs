@@ -137,6 +137,20 @@ fn a_session_goes_on_with_what_was_not_sent_and_the_process_goes_on_alone() {
 }
 
 #[test]
+fn who_is_told_that_the_old_process_serves_on_ends() {
+    let mut new = New::start();
+    new.accepting();
+    echo(&connect(new.at), b"it serves");
+    new.channel.say(&Message::Failed("it serves on".into()), &[]).unwrap();
+    assert_eq!(new.process.wait(5000).code(), Some(70));
+    let said = new.process.said();
+    assert!(
+        said.contains("the process before serves on") && said.contains("it serves on"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_config_that_cannot_be_read_keeps_its_sessions_where_they_are() {
     let new = New::start();
     new.accepting();

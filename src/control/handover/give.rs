@@ -21,6 +21,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+/// What a new process hears that is to end, because the old one goes on.
+const GIVEN_UP: &str = "it gave the upgrade up, and goes on itself";
+
 /// How this program was started, for the next one to be started the same.
 #[derive(Debug, Clone)]
 pub(in crate::control) struct Invocation {
@@ -110,6 +113,7 @@ impl Giving {
     /// Gives the upgrade up; [`Said::Failed`] follows.
     pub(in crate::control) fn cancel(&self) {
         self.told.cancelled.store(true, Relaxed);
+        let _ = self.channel.say(&Message::Failed(GIVEN_UP.to_owned()), &[]);
         self.channel.end();
     }
 }
@@ -366,6 +370,8 @@ impl Giver {
         // It may have given up by itself: then the exit code says more.
         let _ = self.child.kill();
         let status = self.child.wait();
+        // Where the child was but a script around the new process, that one lives on, and is to end as well.
+        let _ = self.channel.say(&Message::Failed(GIVEN_UP.to_owned()), &[]);
         self.channel.end();
         // What it said before it ended still holds.
         while let Ok((answer, _)) = self.channel.hear(Some(limits::HANDOVER_LAST_MS_MAX)) {

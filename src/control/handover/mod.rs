@@ -19,9 +19,10 @@
 //! ```
 //!
 //! Where the new process fails, is late or dies, the old one kills it, accepts again, and goes on with every session
-//! that was not answered by `Taken`. Where the old process dies after `Accepting`, the new one goes on alone.
+//! that was not answered by `Taken`. Where the old process dies after `Accepting`, the new one goes on alone; where it
+//! says that it gave up, the new one ends.
 //!
-//! [`mod@give`] is the old side, [`take`] the new one. `ports.rs` and [`take`] also see to sockets that a service
+//! `give` is the old side, [`take`] the new one. `ports.rs` and [`take`] also see to sockets that a service
 //! manager kept over a restart: to a new process they are the same.
 
 pub(super) mod give;

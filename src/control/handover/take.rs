@@ -256,6 +256,10 @@ impl Taker {
     fn live(mut self) {
         match self.take_all() {
             Ok(()) => tracing::info!("the process before has handed everything over"),
+            Err(Lost::Failed(why)) => {
+                let _ = self.causes.send(Cause::Dismissed(why));
+                return;
+            }
             Err(why) => tracing::warn!(%why, "the process before ended the hand-over"),
         }
         self.board.stand_alone();
