@@ -52,15 +52,18 @@
 //!     it to the process of a new binary ([`control::handover`]).
 //! 11. [`admin`]: status, metrics and orders over HTTP, and what is written to the log.
 //! 12. [`run`]: control, admin and the session log, put together: a whole Ringway in a process.
-//! 13. [`demo`]: an order engine, an order flow, and Ringway between them. `main.rs` turns arguments into one of these.
+//! 13. [`demo`]: an order engine, an order flow, and Ringway between them.
+//! 14. [`mod@bench`]: io_uring against epoll, and Ringway against other proxies, on this machine. `main.rs` turns
+//!     arguments into one of these.
 //!
 //! # Words
 //!
 //! - A **client** and a **backend** are the two ends of a **session**, [`driver::Side`] for short. No other words are
 //!   used for them.
-//! - **up** is from client to backend, **down** the reverse; each is a [`session::relay::Dir`].
+//! - **up** is from client to backend, **down** the reverse; each is a [`session::dir::Dir`].
 //! - A **shard** is one thread with one driver. A **lane** is where a shard runs, usually a CPU: it has at most one
-//!   shard of each driver, started once and used again.
+//!   shard of each driver, started once and used again. Where both have a share of the new sessions, one accepts them
+//!   all and the other's shards are its **guests**.
 //! - A **driver** speaks to the kernel; the **data path** is which driver new sessions get.
 //! - A **pool** is a set of backends that run the same build; a **listener** is where clients come in; its **split**
 //!   sends each session to one of two **arms**, the stable or the canary pool.
@@ -117,6 +120,12 @@
 //!     `totals_go_through_three_processes_and_never_fall`)
 //! 17. Any bytes from another process are a message or a fault. (`src/wire/handover.rs`:
 //!     `any_bytes_are_a_message_or_a_fault`)
+//! 18. Steady loads come to rest: no session is moved to and fro. (`src/policy/balance.rs`:
+//!     `steady_load_comes_to_rest`)
+//! 19. The data path's share of new sessions is exact, over all shards. (`tests/proxy/carry.rs`:
+//!     `a_share_of_new_sessions_takes_the_other_path_and_is_exact`)
+//! 20. A ring that misbehaves loses its sessions to epoll, once. (`tests/proxy/carry.rs`:
+//!     `a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again`)
 //!
 //! # What is absent, on purpose
 //!
@@ -150,6 +159,7 @@
 //! | which shard a client goes to | [`shard::placement`] |
 //! | what a reload may change | `control/reload.rs` |
 //! | an order of operators | [`control::order`], then `admin/endpoints.rs` |
+//! | a case of `ringway bench`, or a gate | `bench/cases.rs`, `bench/report.rs` |
 //! | a kernel that is known to be faulty | `driver/probe/kernels.rs` |
 
 #![deny(unsafe_code)]
@@ -174,6 +184,7 @@ pub mod shard;
 pub mod control;
 // 11: windows
 pub mod admin;
-// 12 and 13: the whole
+// 12 to 14: the whole
+pub mod bench;
 pub mod demo;
 pub mod run;

@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use clap::{Parser, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, value_parser};
 use ringway::config::{Config, file};
 use ringway::control::Outcome;
 use ringway::control::handover::take::Legacy;
 use ringway::control::order::{Answer, Order};
 use ringway::run::Running;
-use ringway::{admin, demo, driver};
+use ringway::{admin, bench, demo, driver};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io::Write;
@@ -63,12 +64,54 @@ enum Command {
         #[arg(long = "for", value_name = "TIME", value_parser = duration)]
         duration: Option<Duration>,
     },
+    /// Tells a running Ringway which data path its sessions are to take.
+    Datapath {
+        /// auto, uring or epoll.
+        path: String,
+        /// The live sessions go along.
+        #[arg(long, conflicts_with = "new")]
+        live: bool,
+        /// The live sessions stay where they are. Without either it is as the config says (carry_sessions).
+        #[arg(long)]
+        new: bool,
+        /// Its share of the sessions; the others take the other path.
+        #[arg(long, value_name = "N", default_value_t = 100.0)]
+        percent: f64,
+        /// The config of the running Ringway: its [admin] says where and how to ask.
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
+    },
     /// The demo's order engine alone.
     OrderEngine {
         /// Where it takes orders.
         #[arg(long, value_name = "ADDR")]
         listen: SocketAddr,
     },
+    /// Measures io_uring against epoll on this machine, and says which data path to take.
+    ///
+    /// Latency, turns, messages, connections, bulk, open loop and idle sessions, each with CPU; in rounds, by turns. It
+    /// takes a minute and a half, two CPUs, and nothing but loopback.
+    Bench(Measure),
+}
+
+#[derive(Args)]
+struct Measure {
+    /// Compare Ringway with these proxies instead, where they are installed: haproxy,nginx,envoy.
+    #[arg(long, value_name = "PROXIES", value_delimiter = ',')]
+    against: Vec<bench::Other>,
+    /// How long each contender's turn is in each round, in seconds, 0.001 to 60.
+    #[arg(long, value_name = "N", default_value = "0.2", value_parser = seconds)]
+    secs: Duration,
+    /// Rounds of each case, 1 to 1000; with fewer than 6 no gate is said to hold.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+    /// Two CPUs, such as 2,3: the proxies' and the load's; without it the first two that are no siblings.
+    #[arg(long, value_name = "A,B")]
+    cpus: Option<bench::Cpus>,
+    /// Only these cases.
+    #[arg(long, value_name = "CASES", value_delimiter = ',')]
+    #[arg(value_parser = PossibleValuesParser::new(bench::case_names()))]
+    cases: Vec<String>,
 }
 
 /// Where the config is unless somebody says otherwise.
@@ -96,8 +139,20 @@ fn main() -> ExitCode {
         Command::Check { file } => check(&file),
         Command::Upgrade { config } => upgrade(&config),
         Command::Probe { json } => probe(json),
+        Command::Datapath { path, live, new, percent, config } => {
+            let live = (live || new).then_some(live);
+            datapath(
+                &config,
+                &serde_json::json!({ "path": path, "live": live, "percent": percent }),
+            )
+        }
         Command::Demo { duration } => until_stopped(|stop| demo::run(duration, stop)),
         Command::OrderEngine { listen } => until_stopped(|stop| demo::order_engine(listen, stop)),
+        Command::Bench(Measure { against, secs, rounds, cpus, cases }) => {
+            let options =
+                bench::Options { slice: secs, rounds: rounds.into(), cpus, cases, against };
+            until_stopped(|stop| bench::run(options, stop))
+        }
     }
 }
 
@@ -132,7 +187,8 @@ fn run(path: &Path) -> ExitCode {
     }
 }
 
-/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR2 upgrades, SIGTERM and SIGINT stop.
+/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR1 takes all sessions back to epoll, SIGUSR2
+/// upgrades, SIGTERM and SIGINT stop.
 fn follow(mut signals: Signals, running: &Running) {
     let (orders, stop) = (running.orders(), running.stopper());
     let follower = std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -140,6 +196,7 @@ fn follow(mut signals: Signals, running: &Running) {
             match signal {
                 // What became of it is in the log.
                 SIGHUP => orders.give(Order::Reload, |_: Answer| {}),
+                SIGUSR1 => orders.give(Order::RollBack, |_: Answer| {}),
                 SIGUSR2 => orders.give(Order::Upgrade, |_: Answer| {}),
                 SIGINT | SIGTERM => stop(),
                 _ => {}
@@ -175,12 +232,32 @@ fn upgrade(path: &Path) -> ExitCode {
         let why = format!("{} has no [admin]: send Ringway SIGUSR2 instead", path.display());
         return fail(USAGE, &why);
     };
-    match admin::ask::post(&admin, "/api/v1/upgrade") {
-        Ok(what) => {
-            print(&format!("{what}\n"));
+    match admin::ask::ask(&admin, "POST", "/api/v1/upgrade", "") {
+        Ok((200, said)) => {
+            print(&format!("{}\n", admin::ask::sentences(&said)));
             ExitCode::SUCCESS
         }
+        Ok((_, said)) => fail(SYSTEM, &format!("not upgraded: {}", admin::ask::sentences(&said))),
         Err(why) => fail(SYSTEM, &format!("not upgraded: {why}")),
+    }
+}
+
+/// Has the Ringway of this config change its data path, and prints what it says.
+fn datapath(path: &Path, body: &serde_json::Value) -> ExitCode {
+    let config = match read(path) {
+        Ok(config) => config,
+        Err((code, why)) => return tell(code, &why),
+    };
+    let Some(endpoint) = &config.admin else {
+        return fail(USAGE, &format!("{}: without [admin] there is nobody to ask", path.display()));
+    };
+    match admin::ask::ask(endpoint, "PUT", "/api/v1/datapath", &body.to_string()) {
+        Ok((200, said)) => {
+            print(&said);
+            ExitCode::SUCCESS
+        }
+        Ok((status, said)) => fail(USAGE, &format!("refused ({status}): {}", said.trim_end())),
+        Err(why) => fail(SYSTEM, &why),
     }
 }
 
@@ -245,6 +322,12 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     ms.map(Duration::from_millis)
         .ok_or_else(|| "the unit must be ms, s, m or h, such as 10s".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: Option<f64> = text.parse().ok();
+    let sound = number.filter(|secs| (0.001..=60.0).contains(secs));
+    sound.map(Duration::from_secs_f64).ok_or_else(|| "must be 0.001 to 60 seconds".to_owned())
 }
 
 fn fail(code: u8, why: &str) -> ExitCode {

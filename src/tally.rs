@@ -128,6 +128,12 @@ pub use named::Named;
 pub struct ShardTally {
     /// Sessions that are open now, the opening ones among them (gauge).
     pub sessions: Count,
+    /// Sessions begun here, whoever accepted their clients.
+    pub begun: Count,
+    /// CPU time of the shard's thread, in nanoseconds.
+    pub cpu_ns: Count,
+    /// When `cpu_ns` was read, on the shard's clock, in nanoseconds.
+    pub looked_ns: Count,
     /// Clients accepted.
     pub accepted: Count,
     /// Clients handed to a less loaded shard before their session began.
@@ -144,6 +150,8 @@ pub struct ShardTally {
     pub turns: Count,
     /// Calls into the kernel to submit and wait (io_uring_enter or epoll_wait).
     pub enters: Count,
+    /// Such calls that failed for no reason that passes by itself. Must stay 0.
+    pub enter_failed: Count,
     /// Completions or readiness reports those calls brought.
     pub completions: Count,
     /// Submissions that found the queue full and had to enter first.
@@ -154,6 +162,8 @@ pub struct ShardTally {
     pub no_buffers: Count,
     /// Directions that wait for a buffer (gauge).
     pub starved: Count,
+    /// Bytes for slow readers that were moved out of the pool because it was low.
+    pub spilled_bytes: Count,
     /// Sends that had to wait for the destination.
     pub sends_blocked: Count,
     /// Buffers of the pool (gauge).
@@ -172,6 +182,10 @@ pub struct ShardTally {
     pub moves_failed: Count,
     /// Sessions carried here from the process before this one.
     pub moves_upgrade: Count,
+    /// Moves that were asked for while their session was still opening.
+    pub moves_opening: Count,
+    /// Moves that were asked for when their session was ending.
+    pub moves_ending: Count,
     /// From the moment a session began to come to rest until it went on here.
     pub pause: Histogram<19>,
     /// Completions for a session that is no more. Must stay 0.

@@ -303,3 +303,117 @@ fn a_busy_uring_shard_does_little_but_enter_its_ring() {
     let turns = program.metric("ringway_shard_turns_total", "") - before;
     assert!(turns < 20.0, "{turns} turns in two idle seconds");
 }
+
+/// What a bench printed below a heading, up to the next.
+fn section<'t>(out: &'t str, heading: &str) -> &'t str {
+    let rest = out.split("== ").find(|part| part.starts_with(heading));
+    rest.unwrap_or_else(|| panic!("no {heading} in\n{out}"))
+}
+
+#[test]
+fn the_bench_compares_the_data_paths_and_judges() {
+    let ran = run(ringway(&["bench", "--secs", "0.05", "--rounds", "1"]), 60_000);
+    if !has_uring() {
+        assert_eq!(ran.code, Some(71), "{ran:?}");
+        assert!(ran.err.contains("there is nothing to compare"), "{ran:?}");
+        return;
+    }
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let out = &ran.out;
+    for words in ["proxies, by turns", "congestion control", "fewer than 6 rounds"] {
+        assert!(out.contains(words), "{words}: {out}");
+    }
+    for (case, rows, contender) in [
+        ("ping-pong of 64 B, 1 session; ", 8, "uring "),
+        ("turns of 64 B, 16 sessions; ", 10, "uring "),
+        ("turns of 64 B, 64 sessions; ", 10, "uring "),
+        ("messages of 64 B", 4, "uring "),
+        ("connections", 10, "uring "),
+        ("bulk", 4, "uring "),
+        ("open loop: 5,000", 10, "uring "),
+        ("open loop: 20,000", 10, "uring "),
+        ("ping-pong of 64 B, 1 session, in low-latency mode", 8, "uring busy "),
+    ] {
+        let table = section(out, case);
+        let (own, other) = (contender, contender.replace("uring", "epoll"));
+        assert!(table.contains("1 x 50 ms each"), "{table}");
+        let measured: Vec<&str> =
+            table.lines().filter(|l| l.contains(own) || l.contains(&other)).collect();
+        assert_eq!(measured.len(), rows + 1, "{rows} rows and how busy they were: {table}");
+        // On a machine that is busy with others a round may come to nothing: then there is nothing to compare.
+        let came_to_nothing = |l: &str| l.contains("  0.0000  ") || l.contains(" -");
+        for pair in measured[..rows].chunks(2) {
+            let compared = pair[1].contains(own) && pair[1].contains("..");
+            assert!(compared || pair.iter().any(|l| came_to_nothing(l)), "{table}");
+        }
+    }
+    let idle = section(out, "idle: 1000 sessions");
+    assert_eq!(idle.matches("under 1 %: ").count(), 2, "{idle}");
+    let gates = section(out, "gates: io_uring against epoll");
+    for gate in ["latency", "throughput", "p95", "messages", "CPU"] {
+        let line = gates.lines().find(|l| l.starts_with(&format!("{gate} "))).expect(gate);
+        gate_is_judged_rightly(line);
+    }
+    assert!(gates.contains("0 of 5 gates hold; the plan goes on where any 2 do: no"), "{gates}");
+    assert!(gates.contains("recommended here: data_path = \"epoll\""), "{gates}");
+    assert!(gates.contains("other programs took "), "{gates}");
+}
+
+/// One round proves nothing for a gate, and much against it.
+fn gate_is_judged_rightly(line: &str) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let sign = words.iter().position(|w| ["<=", ">="].contains(w)).expect("what is wanted");
+    if words[sign + 2] == "-" {
+        assert!(line.ends_with("no (not measured)"), "{line}");
+        return;
+    }
+    let number = |at: usize| words[sign + at].parse::<f64>().unwrap();
+    let (wanted, ratio) = (number(1), number(2));
+    let (low, high) = words[sign + 3].split_once("..").expect("an interval");
+    assert_eq!((low, high), (words[sign + 2], words[sign + 2]), "one round: {line}");
+    let verdict = words[sign + 4..].join(" ");
+    // Printed with three digits, so that what is on the edge may go either way.
+    if (ratio - wanted).abs() > 0.001 {
+        let beyond = if words[sign] == "<=" { ratio < wanted } else { ratio > wanted };
+        assert_eq!(verdict, if beyond { "no (too few rounds)" } else { "no" }, "{line}");
+    }
+}
+
+#[test]
+fn the_bench_says_which_proxies_are_missing() {
+    let mut command = ringway(&["bench", "--against", "envoy", "--secs", "0.01", "--rounds", "1"]);
+    let ran = run(
+        {
+            command.env("PATH", "/nowhere");
+            command
+        },
+        30_000,
+    );
+    assert_eq!(ran.code, Some(71), "{ran:?}");
+    assert!(ran.out.contains("envoy was NOT FOUND") && ran.out.contains("pip install"), "{ran:?}");
+    assert!(ran.err.contains("none of the other proxies"), "{ran:?}");
+    for wrong in [["--against", "squid"], ["--cases", "pong"], ["--cpus", "1"], ["--secs", "0"]] {
+        assert_eq!(
+            run(ringway(&[&["bench"], &wrong[..]].concat()), 5000).code,
+            Some(64),
+            "{wrong:?}"
+        );
+    }
+}
+
+#[test]
+fn the_bench_runs_beside_another_proxy() {
+    if !has_program("haproxy") {
+        return;
+    }
+    let arguments = ["--against", "haproxy", "--cases", "ping,bulk", "--secs", "0.01"];
+    let ran = run(ringway(&[&["bench", "--rounds", "2"], &arguments[..]].concat()), 30_000);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.out.contains("\nhaproxy ") && !ran.out.contains("ATTENTION: haproxy"), "{ran:?}");
+    for case in ["ping-pong", "bulk"] {
+        let table = section(&ran.out, case);
+        assert!(table.contains("(to ringway)"), "{table}");
+        assert!(table.lines().any(|l| l.contains(" haproxy ") && l.contains("..")), "{table}");
+    }
+    assert!(!ran.out.contains("gates"), "they are for the data paths: {}", ran.out);
+}

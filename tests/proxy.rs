@@ -7,6 +7,8 @@ mod world;
 
 #[path = "proxy/canary.rs"]
 mod canary;
+#[path = "proxy/carry.rs"]
+mod carry;
 #[path = "proxy/dialing.rs"]
 mod dialing;
 #[path = "proxy/flips.rs"]

@@ -7,6 +7,7 @@ use std::process::Command;
 
 const README: &str = include_str!("../README.md");
 const DEPLOY: &str = include_str!("../deploy/README.md");
+const TUNING: &str = include_str!("../deploy/tuning.md");
 const CHANGELOG: &str = include_str!("../CHANGELOG.md");
 const METRICS: &str = include_str!("../deploy/metrics.md");
 const UNIT: &str = include_str!("../deploy/systemd/ringway.service");
@@ -82,14 +83,14 @@ fn call_faults(calls: &[Call]) -> Vec<String> {
 #[test]
 fn commands_exist() {
     let mut all = Vec::new();
-    for page in [README, DEPLOY, CHANGELOG] {
+    for page in [README, DEPLOY, TUNING, CHANGELOG] {
         all.extend(blocks(page, "sh").into_iter().chain(spans(page)).flat_map(calls));
     }
     all.extend([UNIT, DOCKERFILE].into_iter().flat_map(|text| calls(&text.replace('#', ""))));
     let commands: BTreeSet<&str> = all.iter().map(|(command, _)| command.as_str()).collect();
     assert_eq!(
         commands.into_iter().collect::<Vec<_>>(),
-        ["check", "demo", "order-engine", "probe", "run", "upgrade"]
+        ["bench", "check", "datapath", "demo", "order-engine", "probe", "run", "upgrade"]
     );
     assert_eq!(call_faults(&all), Vec::<String>::new());
 }
@@ -121,7 +122,8 @@ fn metrics(page: &str) -> BTreeSet<&str> {
 
 #[test]
 fn metrics_exist() {
-    let (named, known) = (metrics(README), metrics(METRICS));
+    let (mut named, known) = (metrics(README), metrics(METRICS));
+    named.extend(metrics(TUNING));
     assert!(named.len() >= 5);
     assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
     assert_eq!(metrics("`ringway_no_such_total` grows").difference(&known).count(), 1);
@@ -152,7 +154,14 @@ fn anchor(heading: &str) -> String {
 
 #[test]
 fn links_lead_somewhere() {
-    for (page, folder) in [(README, ""), (CHANGELOG, ""), (DEPLOY, "deploy"), (METRICS, "deploy")] {
+    let pages = [
+        (README, ""),
+        (CHANGELOG, ""),
+        (DEPLOY, "deploy"),
+        (TUNING, "deploy"),
+        (METRICS, "deploy"),
+    ];
+    for (page, folder) in pages {
         assert_eq!(broken(page, folder), Vec::<String>::new());
     }
     let page =
@@ -200,4 +209,29 @@ fn the_reasons_the_readme_quotes_exist() {
     for word in quoted {
         assert!(known.contains(&word), "{word}");
     }
+}
+
+/// Settings in the first column of the tuning page's tables, as `section.key`.
+#[test]
+fn the_tuning_page_names_settings_that_exist() {
+    let reference = include_str!("../config/reference.toml");
+    let mut named = 0;
+    for row in TUNING.lines().filter(|line| line.starts_with("| `")) {
+        let first = row.split(" | ").next().unwrap_or_default();
+        for setting in first.split('`').skip(1).step_by(2).filter(|word| !word.contains(['/', '=']))
+        {
+            let (section, key) = setting.rsplit_once('.').unwrap_or(("", setting));
+            let ends = |name: &str| name == section || name.ends_with(&format!(".{section}"));
+            let mut inside = section.is_empty();
+            let found = reference.lines().any(|line| {
+                if let Some(name) = line.strip_prefix('[') {
+                    inside = ends(name.trim_matches(['[', ']']));
+                }
+                inside && line.split(" = ").next() == Some(key)
+            });
+            assert!(found, "there is no setting {setting}");
+            named += 1;
+        }
+    }
+    assert!(named >= 15, "{named}");
 }

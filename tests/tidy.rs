@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The layers, lowest first: a module may name itself and what stands before it.
-const LAYERS: [&str; 14] = [
+const LAYERS: [&str; 15] = [
     "config", "event", "time", "tally", "policy", "wire", "driver", "session", "shard", "control",
-    "admin", "run", "demo", "main",
+    "admin", "run", "demo", "bench", "main",
 ];
 /// Layers that get what they need of the world as arguments.
 const PURE: [&str; 6] = ["config", "event", "time", "tally", "policy", "wire"];

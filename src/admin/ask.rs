@@ -1,95 +1,126 @@
-//! An order given to a Ringway that runs, from the command line: by its admin endpoint, as any operator would.
+//! The other end of the admin endpoint: what `ringway datapath` and `ringway upgrade` ask a running Ringway with.
 
 use crate::config::{Admin, limits};
-use std::io::{self, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Posts an order without a body; what is answered, in a line.
+/// Sends one request to the endpoint of this config. The status, and the body as it came.
 ///
 /// # Errors
-/// What is answered where it is refused, or why there is no answer.
-pub fn post(admin: &Admin, path: &str) -> Result<String, String> {
+/// Nobody listens there, or what listens does not answer as Ringway does; a sentence.
+pub fn ask(admin: &Admin, method: &str, path: &str, body: &str) -> Result<(u16, String), String> {
     let at = reachable(admin.bind);
-    let answer = exchange(at, admin.token.as_deref(), path).map_err(|e| {
+    if at.port() == 0 {
+        return Err("admin.bind says port 0: only the running Ringway knows where that is".into());
+    }
+    let token = admin.token.as_deref();
+    let token = token.map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n{token}\
+         Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    );
+    // The endpoint itself answers within its bound, if only to say that there is no answer yet.
+    let patience = Duration::from_millis(2 * limits::ADMIN_REQUEST_MS_MAX);
+    let exchange = || {
+        let mut stream = TcpStream::connect_timeout(&at, patience)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        stream.write_all(request.as_bytes())?;
+        let mut answer = Vec::new();
+        stream.take(limits::ADMIN_ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+        if answer.is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = exchange().map_err(|e| {
         format!(
             "the admin endpoint at {at} does not answer: {e} (does Ringway run with this config?)"
         )
     })?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    let is_done = head.split(' ').nth(1) == Some("200");
-    let said = sentences(body).unwrap_or_else(|| head.lines().next().unwrap_or("").to_owned());
-    if is_done { Ok(said) } else { Err(said) }
+    let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
+    let status = status.ok_or_else(|| format!("what listens on {at} is no Ringway"))?;
+    Ok((status, body.to_owned()))
 }
 
-/// Where this process reaches what is bound to `bind`.
+/// What an answer to an order says in words, or the errors it names; as it is where it is none of Ringway's.
+#[must_use]
+pub fn sentences(body: &str) -> String {
+    let answer: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    if let Some(what) = answer["what"].as_str() {
+        return what.to_owned();
+    }
+    let errors = answer["errors"].as_array().into_iter().flatten();
+    let errors: Vec<&str> = errors.filter_map(serde_json::Value::as_str).collect();
+    if errors.is_empty() { body.trim_end().to_owned() } else { errors.join("; ") }
+}
+
+/// Where an endpoint that listens on every address can be asked from its own machine.
 fn reachable(bind: SocketAddr) -> SocketAddr {
     let ip = match bind.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    (ip, bind.port()).into()
-}
-
-fn exchange(at: SocketAddr, token: Option<&str>, path: &str) -> io::Result<String> {
-    // The endpoint itself answers within its bound, if only to say that there is no answer yet.
-    let patience = Duration::from_millis(2 * limits::ADMIN_REQUEST_MS_MAX);
-    let mut stream = TcpStream::connect_timeout(&at, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    let token = token.map_or_else(String::new, |t| format!("Authorization: Bearer {t}\r\n"));
-    let head = format!("POST {path} HTTP/1.1\r\nHost: {at}\r\n{token}");
-    stream.write_all(format!("{head}Content-Length: 0\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(limits::UPGRADE_ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
-    if answer.is_empty() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// What an answer says, or the errors it names. `None`: it is none of Ringway's.
-fn sentences(body: &str) -> Option<String> {
-    let answer: serde_json::Value = serde_json::from_str(body).ok()?;
-    if let Some(what) = answer.get("what") {
-        return what.as_str().map(str::to_owned);
-    }
-    let errors = answer.get("errors")?.as_array()?;
-    let errors: Vec<&str> = errors.iter().filter_map(serde_json::Value::as_str).collect();
-    Some(errors.join("; "))
+    SocketAddr::new(ip, bind.port())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::harness::Endpoint;
     use super::*;
-    use crate::admin::harness::Endpoint;
     use crate::control::order::{Answer, Order, Orders};
 
-    fn post_to(endpoint: &Endpoint, token: Option<&str>) -> Result<String, String> {
-        let admin = Admin { bind: endpoint.address, token: token.map(Into::into) };
-        post(&admin, "/api/v1/upgrade")
+    fn admin(bind: SocketAddr, token: Option<&str>) -> Admin {
+        Admin { bind, token: token.map(Into::into) }
+    }
+
+    #[test]
+    fn an_endpoint_is_asked_with_its_token() {
+        let orders = Orders::answered_by(|order| {
+            let what = format!("{order:?}");
+            matches!(order, Order::DataPath { .. }).then_some(Answer::Done { generation: 7, what })
+        });
+        let token = "a token that is long enough";
+        let endpoint = Endpoint::new(Some(token), orders);
+        let put = |token| {
+            let body = r#"{"path": "epoll", "live": null, "percent": 12.5}"#;
+            ask(&admin(endpoint.address, token), "PUT", "/api/v1/datapath", body)
+        };
+        let (status, said) = put(Some(token)).unwrap();
+        assert_eq!(status, 200, "{said}");
+        assert!(said.contains("Epoll") && said.contains("1250"), "{said}");
+        assert_eq!(put(None).unwrap().0, 401);
     }
 
     #[test]
     fn what_control_says_is_what_is_told() {
-        let done = Orders::answered_by(|order| {
+        let upgrade = |orders| {
+            let endpoint = Endpoint::new(None, orders);
+            ask(&admin(endpoint.address, None), "POST", "/api/v1/upgrade", "").unwrap()
+        };
+        let (status, said) = upgrade(Orders::answered_by(|order| {
             assert_eq!(order, Order::Upgrade);
             Some(Answer::Done { generation: 1, what: "process 7 accepts clients".into() })
-        });
-        let endpoint = Endpoint::new(None, done);
-        assert_eq!(post_to(&endpoint, None), Ok("process 7 accepts clients".into()));
-        let refused =
-            Orders::answered_by(|_| Some(Answer::Refused(vec!["one".into(), "two".into()])));
-        let endpoint = Endpoint::new(None, refused);
-        assert_eq!(post_to(&endpoint, None), Err("one; two".into()));
+        }));
+        assert_eq!((status, sentences(&said)), (200, "process 7 accepts clients".into()));
+        let refused = Answer::Refused(vec!["one".into(), "two".into()]);
+        let (status, said) = upgrade(Orders::answered_by(move |_| Some(refused.clone())));
+        assert!(status >= 400, "{status}");
+        assert_eq!(sentences(&said), "one; two");
+        assert_eq!(sentences("no json\n"), "no json");
     }
 
     #[test]
-    fn who_does_not_answer_is_named() {
-        let nobody = Admin { bind: "127.0.0.1:1".parse().unwrap(), token: None };
-        let why = post(&nobody, "/api/v1/upgrade").unwrap_err();
-        assert!(why.contains("127.0.0.1:1 does not answer"), "{why}");
-        assert_eq!(reachable("0.0.0.0:5".parse().unwrap()), "127.0.0.1:5".parse().unwrap());
-        assert_eq!(reachable("[::]:5".parse().unwrap()), "[::1]:5".parse().unwrap());
+    fn nobody_there_is_told() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let why = ask(&admin(free, None), "GET", "/", "").unwrap_err();
+        assert!(why.contains(&format!("{free} does not answer")), "{why}");
+        assert!(ask(&admin("127.0.0.1:0".parse().unwrap(), None), "GET", "/", "").is_err());
+        assert_eq!(reachable("0.0.0.0:9".parse().unwrap()), "127.0.0.1:9".parse().unwrap());
+        assert_eq!(reachable("[::]:9".parse().unwrap()), "[::1]:9".parse().unwrap());
     }
 }

@@ -3,6 +3,7 @@
 use super::fault::{Fault, Response, answer, json};
 use super::metrics;
 use super::serve::Window;
+use super::sessions;
 use crate::config::{DataPath, Percent};
 use crate::control::order::{Answer, Order};
 use hyper::{Method, StatusCode};
@@ -26,12 +27,14 @@ pub(super) enum Does {
     ShowAll(fn(&Window) -> Result<Response, Fault>),
     /// Shows something.
     Show(fn(&Window) -> Result<Response, Fault>),
+    /// Asks control, and through it the shards: what, is read from the query.
+    Ask(fn(&str) -> Result<Order, Fault>),
     /// Has control do something: what, is read from the name in the path and from the body.
     Order(fn(&str, &[u8]) -> Result<Order, Fault>),
 }
 
 /// All of them.
-pub(super) static ENDPOINTS: [Endpoint; 10] = [
+pub(super) static ENDPOINTS: [Endpoint; 11] = [
     Endpoint {
         method: Method::GET,
         path: "/",
@@ -83,8 +86,14 @@ pub(super) static ENDPOINTS: [Endpoint; 10] = [
     Endpoint {
         method: Method::PUT,
         path: "/api/v1/datapath",
-        what: r#"{"path": "epoll"} changes the data path (auto, uring, epoll); "live": false leaves live sessions"#,
+        what: r#"{"path": "uring", "percent": 10, "live": true} sets the data path (auto, uring, epoll) and its share"#,
         does: Does::Order(data_path),
+    },
+    Endpoint {
+        method: Method::GET,
+        path: "/api/v1/sessions",
+        what: "live sessions, a page at a time: ?from=SLOT&slots=200&shard=0",
+        does: Does::Ask(sessions::wanted),
     },
     Endpoint {
         method: Method::POST,
@@ -185,11 +194,14 @@ fn canary(listener: &str, body: &[u8]) -> Result<Order, Fault> {
         percent: f64,
     }
     let Body { percent } = parse(body, r#"{"percent": 5}"#)?;
-    let percent = Percent::from_f64(percent).ok_or_else(|| {
+    Ok(Order::Canary { listener: listener.to_owned(), percent: percent_of(percent)? })
+}
+
+fn percent_of(percent: f64) -> Result<Percent, Fault> {
+    Percent::from_f64(percent).ok_or_else(|| {
         let rule = "percent must be a number from 0 to 100 with at most two decimals";
         Fault::Wrong(vec![format!("{rule}, not {percent}")])
-    })?;
-    Ok(Order::Canary { listener: listener.to_owned(), percent })
+    })
 }
 
 fn data_path(_: &str, body: &[u8]) -> Result<Order, Fault> {
@@ -198,13 +210,15 @@ fn data_path(_: &str, body: &[u8]) -> Result<Order, Fault> {
     struct Body {
         path: String,
         live: Option<bool>,
+        percent: Option<f64>,
     }
-    let Body { path, live } = parse(body, r#"{"path": "epoll"}"#)?;
+    let Body { path, live, percent } = parse(body, r#"{"path": "epoll"}"#)?;
     let path = DataPath::from_label(&path).ok_or_else(|| {
         let all = DataPath::ALL.map(DataPath::label).join(", ");
         Fault::Wrong(vec![format!("path must be one of {all}, not {path:?}")])
     })?;
-    Ok(Order::DataPath { path, live })
+    let percent = percent.map_or(Ok(Percent::HUNDRED), percent_of)?;
+    Ok(Order::DataPath { path, live, percent })
 }
 
 fn move_session(session: &str, body: &[u8]) -> Result<Order, Fault> {
@@ -239,6 +253,7 @@ fn said(generation: u64, what: &str) -> Response {
 pub(super) fn told(answer: Answer) -> Result<Response, Fault> {
     match answer {
         Answer::Done { generation, what } => Ok(said(generation, &what)),
+        Answer::Sessions { shards, next } => Ok(sessions::page(&shards, next)),
         Answer::Refused(errors) => Err(Fault::Wrong(errors)),
         Answer::Unknown(what) => Err(Fault::Unknown(what)),
     }

@@ -9,7 +9,7 @@ use crate::driver::Kind;
 use crate::policy::snapshot::Snapshot;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,8 +47,9 @@ pub(super) fn config() -> Config {
     };
     Config {
         data_path: DataPath::Auto,
+        data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: Some(1), cpus: None, pin: false, busy_poll_us: 0 },
+        shards: Shards { count: Some(1), cpus: None, rebalance: true, pin: false, busy_poll_us: 0 },
         limits: Limits {
             sessions_max: 10,
             high_water_bytes: 65_536,
@@ -68,13 +69,9 @@ pub(super) fn config() -> Config {
 pub(super) fn board(shards: usize) -> Arc<Board> {
     let board = Arc::new(Board::new(Snapshot::new(config(), None)));
     for id in 0..shards {
-        board.add_shard(Arc::new(ShardEntry {
-            id,
-            kind: Kind::Epoll,
-            cpu: None,
-            serving: AtomicBool::new(true),
-            tally: Arc::default(),
-        }));
+        let entry = ShardEntry::new(id, Kind::Epoll, None, Arc::default());
+        entry.serving.store(true, Relaxed);
+        board.add_shard(Arc::new(entry));
     }
     board
 }

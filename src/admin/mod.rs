@@ -13,6 +13,7 @@ mod harness;
 pub mod log;
 mod metrics;
 mod serve;
+mod sessions;
 mod trust;
 
 use crate::control::board::Board;

@@ -7,7 +7,7 @@
 use super::endpoints::{self, Does, Endpoint};
 use super::fault::{Fault, Response};
 use super::trust;
-use crate::config::limits;
+use crate::config::{Percent, limits};
 use crate::control::board::Board;
 use crate::control::order::{Order, Orders};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -226,6 +226,9 @@ async fn respond(head: &Parts, body: Incoming, caller: &Caller) -> Result<Respon
     }
     match found? {
         (Endpoint { does: Does::ShowAll(show) | Does::Show(show), .. }, _) => show(window),
+        (Endpoint { does: Does::Ask(read), .. }, _) => {
+            give(read(head.uri.query().unwrap_or(""))?, window, until).await
+        }
         (Endpoint { does: Does::Order(read), .. }, name) => {
             if window.token.is_none() {
                 trust::refuse_web_pages(&head.headers).inspect_err(|_| {
@@ -263,6 +266,20 @@ async fn whole(body: Incoming) -> Result<Bytes, Fault> {
     }
 }
 
+/// Gives the order and waits for what becomes of it.
+async fn give(order: Order, window: &Window, until: Instant) -> Result<Response, Fault> {
+    let (said, hear) = oneshot::channel();
+    window.orders.give(order, move |answer| {
+        // Nobody hears it where the wait was over.
+        let _ = said.send(answer);
+    });
+    match timeout_at(until, hear).await {
+        Ok(Ok(answer)) => endpoints::told(answer),
+        Ok(Err(_)) => Err(Fault::NotReady("Ringway is stopping and takes no orders")),
+        Err(_) => Err(Fault::Unanswered),
+    }
+}
+
 /// Gives the order, waits for what becomes of it, and writes down who gave it.
 async fn obey(
     order: Order,
@@ -271,16 +288,7 @@ async fn obey(
     until: Instant,
 ) -> Result<Response, Fault> {
     let what = sentence(&order);
-    let (said, hear) = oneshot::channel();
-    window.orders.give(order, move |answer| {
-        // Nobody hears it where the wait was over.
-        let _ = said.send(answer);
-    });
-    let told = match timeout_at(until, hear).await {
-        Ok(Ok(answer)) => endpoints::told(answer),
-        Ok(Err(_)) => Err(Fault::NotReady("Ringway is stopping and takes no orders")),
-        Err(_) => Err(Fault::Unanswered),
-    };
+    let told = give(order, window, until).await;
     match &told {
         Ok(_) => tracing::info!(%who, what, result = "done", "admin order"),
         Err(fault) => {
@@ -296,14 +304,20 @@ fn sentence(order: &Order) -> String {
         Order::Reload => "reload the config".into(),
         Order::Upgrade => "upgrade".into(),
         Order::Canary { listener, percent } => format!("canary of {listener} to {percent} %"),
-        Order::DataPath { path, live } => {
+        Order::DataPath { path, live, percent } => {
             let along = match live {
                 Some(true) => ", live sessions along",
                 Some(false) => ", live sessions left",
                 None => "",
             };
-            format!("data path to {}{along}", path.label())
+            let part = match *percent {
+                Percent::HUNDRED => String::new(),
+                percent => format!(" for {percent} %"),
+            };
+            format!("data path to {}{part}{along}", path.label())
         }
+        Order::RollBack => "everything back to epoll".into(),
+        Order::Sessions { .. } => "list sessions".into(),
         Order::Move { session, shard } => format!("session {session} to shard {shard}"),
     }
 }

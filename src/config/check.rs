@@ -37,6 +37,7 @@ pub(super) fn check(
     let whole = "what is missing was reported as a fault, and there is none";
     Ok(Config {
         data_path: written.data_path,
+        data_path_percent: written.data_path_percent,
         carry_sessions: written.carry_sessions,
         shards: written.shards,
         limits: written.limits,

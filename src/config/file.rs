@@ -89,6 +89,7 @@ fn too_long() -> String {
 /// The file, before its settings are held against each other. What is `None` though required was reported as a fault.
 pub(super) struct Written {
     pub(super) data_path: DataPath,
+    pub(super) data_path_percent: Percent,
     pub(super) carry_sessions: bool,
     pub(super) shards: Shards,
     pub(super) limits: Limits,
@@ -143,6 +144,11 @@ impl Written {
             &DataPath::ALL.map(|path| (path.label(), path)),
             "how bytes move; auto is io_uring where this kernel allows it, else epoll",
         );
+        let data_path_percent = file.percent(
+            "data_path_percent",
+            Percent::HUNDRED,
+            "the share of sessions on data_path; the others take the other path",
+        );
         let carry_sessions = file.flag(
             "carry_sessions",
             true,
@@ -154,6 +160,7 @@ impl Written {
         let has_admin = file.has("admin");
         Self {
             data_path,
+            data_path_percent,
             carry_sessions,
             shards: file.table("shards", read_shards),
             listeners: file.named("listeners", limits::LISTENERS_MAX, |s| {
@@ -179,6 +186,11 @@ fn read_shards(s: &mut Section<'_>) -> Shards {
     Shards {
         count: Some(count).filter(|&count| count > 0),
         cpus: cpus.flatten(),
+        rebalance: s.flag(
+            "rebalance",
+            true,
+            "live sessions change their shard where the load of shards differs for long",
+        ),
         pin: s.flag("pin", true, "whether each shard stays on one CPU"),
         busy_poll_us: s.number(
             "busy_poll_us",
@@ -251,7 +263,11 @@ impl WrittenListener {
             canary: s
                 .name("canary", Some(""), POOL, "where the canary's share goes; \"\": no canary")
                 .unwrap_or_default(),
-            canary_percent: s.percent("canary_percent", "the canary's share of new sessions"),
+            canary_percent: s.percent(
+                "canary_percent",
+                Percent::ZERO,
+                "the canary's share of new sessions",
+            ),
             on_backend_fail: s.choice(
                 "on_backend_fail",
                 OnBackendFail::Reset,

@@ -128,6 +128,42 @@ pub const GUARD_AFTER_MS: u32 = 1000;
 pub const SETTLE_MS_MAX: u64 = 1000;
 /// How often a session is tried again that came back from a move when its own shard had no room for it either.
 pub const PARKED_RETRY_MS: u64 = 10;
+/// Looks at a ring, a second each, that are judged together.
+pub const RING_LOOKS: usize = 10;
+/// So many of them must have seen its completion queue overflow.
+pub const RING_OVERFLOWN_LOOKS: usize = 5;
+/// Calls into the kernel that may not fail within them.
+pub const RING_ENTER_FAILED: u64 = 3;
+/// Endings that may not be forced within them.
+pub const RING_WATCHDOG: u64 = 3;
+/// How long a shard whose ring misbehaved stays on epoll, unless an operator asks for io_uring before: six hours.
+pub const RING_HOLD_MS: u64 = 6 * 60 * 60 * 1000;
+/// Calls into the kernel that may fail one after the other before a ring is given up.
+pub const ENTER_FAILURES_MAX: u32 = 64;
+/// How long a ring rests after such a call failed.
+pub const ENTER_REST_MS: i32 = 1;
+/// Returns to epoll that status shows.
+pub const ROLLBACKS_SHOWN: usize = 16;
+/// Thousandths of a core that must lie between two shards before live sessions change over.
+pub const BALANCE_GAP: u64 = 200;
+/// And at least one part in so many of what the busier one does.
+pub const BALANCE_PART: u64 = 4;
+/// Looks in a row, a second each, that must see it.
+pub const BALANCE_LOOKS: u32 = 5;
+/// Looks after a step before the next.
+pub const BALANCE_REST_LOOKS: u32 = 10;
+/// Sessions that change over in one step.
+pub const BALANCE_MOVES_MAX: usize = 8;
+/// A session that carries less than one part in so many of the difference is not worth a pause.
+pub const BALANCE_WORTH_PART: u64 = 100;
+/// Heaviest sessions a shard names when it is asked.
+pub const WEIGHED_MAX: usize = 64;
+/// Seconds in which control mends what a share of the live sessions is off by, after it was ordered.
+pub const SHARE_LOOKS: u32 = 5;
+/// Slots of each shard that one page of sessions covers at most.
+pub const LISTED_SLOTS_MAX: u32 = 1000;
+/// And by default.
+pub const LISTED_SLOTS_DEFAULT: u32 = 200;
 /// Sessions of one shard that come to rest at once: each pause stays short.
 pub const SETTLING_MAX: usize = 32;
 /// Least age of a session that is ended because no backend could be reached: a client that comes back at once in a loop
@@ -135,9 +171,22 @@ pub const SETTLING_MAX: usize = 32;
 pub const REFUSE_AFTER_MS: u64 = 10;
 /// How long a connect goes on before the client is watched for having left.
 pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
+/// How long a session whose destination keeps it waiting stands still before a poll listens for its source's end.
+pub const WATCH_PAUSED_AFTER_MS: u32 = 100;
+/// How many sessions begin in one turn of a shard: those that live wait for no more than these.
+pub const BEGINNINGS_PER_TURN_MAX: u32 = 8;
+/// How many clients that waited for their turn are looked at in one; those that have left begin no session.
+pub const ARRIVALS_PER_TURN_MAX: u32 = 64;
+/// While the pool is low: how often sessions are looked at for what waits for slow destinations. What waits for two
+/// looks moves out of the pool.
+pub const SPILL_LOOK_MS: u64 = 5;
+/// How many slots one such look takes at most.
+pub const SPILL_LOOKS_MAX: u32 = 4096;
 
 /// Records of ended sessions that wait to be logged, for all shards.
 pub const JOURNAL_RECORDS_MAX: usize = 16_384;
+/// How long a shard that has failed waits for what was promised to it and not sent yet.
+pub const ABANDON_MS_MAX: u64 = 200;
 /// Panics of shards within a minute that end the process.
 pub const PANICS_PER_MINUTE_MAX: usize = 3;
 
@@ -161,13 +210,13 @@ pub const HANDOVER_LOOK_MS: u64 = 10;
 pub const HANDOVER_MAIN_MS: u64 = 5000;
 /// Session ids that are left to the old process while the new one accepts already.
 pub const HANDOVER_IDS: u64 = 1 << 24;
-/// Bytes of an answer that `ringway upgrade` reads.
-pub const UPGRADE_ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// Bytes of an admin request's body.
 pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of an admin request's head.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
+/// Bytes of an admin answer that `ringway datapath` and `ringway upgrade` read.
+pub const ADMIN_ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// Connections to the admin endpoint that may wait for their turn.
 pub const ADMIN_WAITING_MAX: u32 = 128;
 /// Connections to the admin endpoint at once.

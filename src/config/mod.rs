@@ -28,6 +28,8 @@ pub type Name = Arc<str>;
 pub struct Config {
     /// Which data path shards use.
     pub data_path: DataPath,
+    /// The share of sessions that take it; the others take the other path.
+    pub data_path_percent: Percent,
     /// Whether a change of the data path takes the live sessions along.
     pub carry_sessions: bool,
     /// How many shards there are and where they run.
@@ -105,6 +107,8 @@ pub struct Shards {
     pub count: Option<usize>,
     /// CPUs to run on, within the process's affinity. `None`: all of the affinity.
     pub cpus: Option<BTreeSet<usize>>,
+    /// Whether live sessions change their shard where the load of shards differs for long.
+    pub rebalance: bool,
     /// Whether each shard is bound to one CPU.
     pub pin: bool,
     /// How long a shard looks for work without sleeping after something moved; 0: not at all.
@@ -245,6 +249,8 @@ pub struct Percent(u16);
 impl Percent {
     /// Nobody.
     pub const ZERO: Self = Self(0);
+    /// Everybody.
+    pub const HUNDRED: Self = Self(Self::WHOLE);
     /// How many hundredths of a percent make a whole.
     pub const WHOLE: u16 = 10_000;
 
@@ -265,6 +271,12 @@ impl Percent {
             reason = "0..=10000 was checked, and NaN fails it"
         )]
         (exact && (0.0..=10_000.0).contains(&hundredths)).then_some(Self(hundredths as u16))
+    }
+
+    /// What is left of the whole.
+    #[must_use]
+    pub const fn rest(self) -> Self {
+        Self(Self::WHOLE - self.0)
     }
 
     /// Hundredths of a percent: 525 is 5.25 %.

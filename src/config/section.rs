@@ -236,13 +236,18 @@ impl Section<'_> {
     }
 
     /// A share of a hundred, 0 by default.
-    pub(super) fn percent(&mut self, key: &'static str, meaning: &str) -> super::Percent {
+    pub(super) fn percent(
+        &mut self,
+        key: &'static str,
+        default: super::Percent,
+        meaning: &str,
+    ) -> super::Percent {
         let rule = format!("0..=100 with at most two decimals ({meaning})");
         let read = |value: &Value| {
             let whole = value.as_integer().and_then(|n| i32::try_from(n).ok()).map(f64::from);
             super::Percent::from_f64(whole.or_else(|| value.as_float())?)
         };
-        self.ask(key, Some("0".into()), rule, read).unwrap_or_default()
+        self.ask(key, Some(default.as_f64().to_string()), rule, read).unwrap_or(default)
     }
 
     /// A table within this one; an absent one is all defaults.

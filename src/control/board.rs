@@ -2,12 +2,14 @@
 //! the admin endpoint and tests read it; nobody waits for anybody.
 
 use super::totals::Totals;
-use crate::config::{DataPath, Name};
+use crate::config::{DataPath, Name, Percent, limits};
 use crate::driver::Kind;
+use crate::policy::health::Fault;
 use crate::policy::snapshot::Snapshot;
-use crate::tally::Tally;
+use crate::tally::{Count, Tally};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,6 +30,12 @@ pub struct Board {
     pub reloads_refused: AtomicU64,
     /// Changes of the data path, whoever asked for them.
     pub path_changes: AtomicU64,
+    /// Shards that went back to epoll because their ring misbehaved, by the number of the [`Fault`].
+    pub rollbacks: [AtomicU64; Fault::ALL.len()],
+    /// The last of them.
+    rolled_back: Mutex<VecDeque<RollBack>>,
+    /// Live sessions that were told to change their shard because its load was above that of others.
+    pub rebalanced: AtomicU64,
     /// Shards that panicked and were started again.
     pub shard_panics: AtomicU64,
     /// Lines of ended sessions that were written.
@@ -55,6 +63,23 @@ pub struct PathChoice {
     pub kind: Kind,
     /// A sentence.
     pub why: String,
+    /// How much of the new sessions `kind` is to get.
+    #[serde(serialize_with = "percent")]
+    pub percent: Percent,
+    /// Sessions that had begun on `kind`, and on either path, when this was chosen.
+    #[serde(skip)]
+    pub begun: [u64; 2],
+}
+
+/// A shard that went back to epoll because its ring misbehaved.
+#[derive(Debug, Clone, Serialize)]
+pub struct RollBack {
+    /// Its number.
+    pub shard: usize,
+    /// What was wrong: a [`Fault`]'s word.
+    pub reason: &'static str,
+    /// Number of the snapshot in force.
+    pub generation: u64,
 }
 
 /// One shard, as others see it.
@@ -70,6 +95,17 @@ pub struct ShardEntry {
     pub serving: AtomicBool,
     /// Its counters.
     pub tally: Arc<Tally>,
+    /// How much of a core it used of late, in thousandths.
+    pub busy: AtomicU64,
+}
+
+impl ShardEntry {
+    /// A shard that does nothing yet.
+    #[must_use]
+    pub const fn new(id: usize, kind: Kind, cpu: Option<usize>, tally: Arc<Tally>) -> Self {
+        let (serving, busy) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { id, kind, cpu, serving, tally, busy }
+    }
 }
 
 impl Board {
@@ -84,6 +120,9 @@ impl Board {
             reloads_applied: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
             path_changes: AtomicU64::new(0),
+            rollbacks: Default::default(),
+            rolled_back: Mutex::default(),
+            rebalanced: AtomicU64::new(0),
             shard_panics: AtomicU64::new(0),
             journal_written: AtomicU64::new(0),
             process: AtomicU64::new(1),
@@ -119,6 +158,43 @@ impl Board {
         shards.map(|shard| shard.tally.sessions.get()).sum()
     }
 
+    /// Adds a shard that went back to epoll.
+    pub fn add_rollback(&self, fault: Fault, shard: usize) {
+        self.rollbacks[fault as usize].fetch_add(1, Relaxed);
+        let generation = self.snapshot.load().number;
+        let mut last = self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() == limits::ROLLBACKS_SHOWN {
+            last.pop_front();
+        }
+        last.push_back(RollBack { shard, reason: fault.label(), generation });
+    }
+
+    /// Sessions that have begun on `kind`, and on either path.
+    #[must_use]
+    pub fn begun(&self, kind: Kind) -> [u64; 2] {
+        self.on_path(kind, |shard| &shard.tally.shard.begun)
+    }
+
+    /// Sums over the shards of `kind`, and over all.
+    fn on_path(&self, kind: Kind, count: impl Fn(&ShardEntry) -> &Count) -> [u64; 2] {
+        let mut sums = [0, 0];
+        for shard in self.shards() {
+            let n = count(&shard).get();
+            sums[0] += if shard.kind == kind { n } else { 0 };
+            sums[1] += n;
+        }
+        sums
+    }
+
+    /// How much of the live sessions, and of those begun since it was chosen, the data path has, in percent.
+    #[must_use]
+    pub fn seen(&self, path: &PathChoice) -> [Option<f64>; 2] {
+        let percent = |[part, all]: [u64; 2]| (all > 0).then(|| part as f64 * 100.0 / all as f64);
+        let begun = self.begun(path.kind);
+        let since = [0, 1].map(|i| begun[i].saturating_sub(path.begun[i]));
+        [percent(self.on_path(path.kind, |shard| &shard.tally.shard.sessions)), percent(since)]
+    }
+
     /// Everything an operator asks first.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -129,7 +205,14 @@ impl Board {
             ready: self.ready.load(Relaxed),
             generation: snapshot.number,
             process: ProcessStatus::of(self),
-            data_path: self.path.load_full().map(|p| (*p).clone()),
+            data_path: self.path.load_full().map(|path| {
+                let [live_percent, new_percent] = self.seen(&path);
+                PathStatus { choice: (*path).clone(), live_percent, new_percent }
+            }),
+            rollbacks: {
+                let last = self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner);
+                last.iter().cloned().collect()
+            },
             sessions: self.sessions(),
             shards: shards.iter().map(|s| ShardStatus::of(s)).collect(),
             listeners: listeners_of(&snapshot, &shards),
@@ -150,7 +233,9 @@ pub struct Status {
     /// Which process this is.
     pub process: ProcessStatus,
     /// Which data path new sessions take, and why.
-    pub data_path: Option<PathChoice>,
+    pub data_path: Option<PathStatus>,
+    /// Shards that went back to epoll because their ring misbehaved: the last of them.
+    pub rollbacks: Vec<RollBack>,
     /// Sessions open now.
     pub sessions: u64,
     /// All shards ever started.
@@ -173,6 +258,17 @@ pub struct ProcessStatus {
     predecessor_sessions: u64,
 }
 
+/// The data path, and how much it has of what it is to have.
+#[derive(Debug, Serialize)]
+pub struct PathStatus {
+    #[serde(flatten)]
+    choice: PathChoice,
+    /// How much of the live sessions it has.
+    live_percent: Option<f64>,
+    /// How much it got of the sessions that began since it was chosen.
+    new_percent: Option<f64>,
+}
+
 /// One shard.
 #[derive(Debug, Serialize)]
 pub struct ShardStatus {
@@ -181,6 +277,8 @@ pub struct ShardStatus {
     cpu: Option<usize>,
     serving: bool,
     sessions: u64,
+    /// How much of a core it used of late, in percent.
+    load_percent: f64,
 }
 
 /// One listener.
@@ -230,6 +328,7 @@ impl ShardStatus {
             cpu: shard.cpu,
             serving: shard.serving.load(Relaxed),
             sessions: shard.tally.shard.sessions.get(),
+            load_percent: shard.busy.load(Relaxed) as f64 / 10.0,
         }
     }
 }
@@ -281,6 +380,10 @@ fn pools_of(snapshot: &Snapshot, shards: &[Arc<ShardEntry>]) -> Vec<PoolStatus> 
 
 fn wanted_label<S: serde::Serializer>(wanted: &DataPath, s: S) -> Result<S::Ok, S::Error> {
     s.serialize_str(wanted.label())
+}
+
+fn percent<S: serde::Serializer>(percent: &Percent, s: S) -> Result<S::Ok, S::Error> {
+    s.serialize_f64(percent.as_f64())
 }
 
 fn kind_label<S: serde::Serializer>(kind: &Kind, s: S) -> Result<S::Ok, S::Error> {

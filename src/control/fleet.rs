@@ -4,17 +4,24 @@
 //! from the shard of one driver to that of the other: the old one lets go, says so, and only then the new one accepts.
 //! Clients that come in between wait in the socket's queue.
 
+mod arrange;
+mod ask;
+
+pub(super) use arrange::other;
+
 use super::board::{Board, ShardEntry};
 use super::ports::Port;
 use super::{Cause, worker};
-use crate::config::Config;
+use crate::config::{Config, Percent};
 use crate::driver::{Kind, ListenerId, Socket, sys};
-use crate::event::{EndReason, Ended};
+use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
+use crate::policy::split::Split;
 use crate::session::parcel::Parcel;
 use crate::shard::mailbox::{Mail, Order};
 use crate::shard::placement::{Load, Neighbour};
 use crate::tally::Tally;
+use crate::time::Time;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
@@ -33,6 +40,11 @@ pub(super) struct Fleet {
     serving: Kind,
     /// Sockets that a shard was told to let go, and what is to become of them.
     moving: HashMap<(usize, ListenerId), Next>,
+    /// How much of the new sessions the shards of the other driver begin.
+    share: Percent,
+    split: Arc<Split>,
+    /// The same for live sessions of another process: the share of new ones stays exact.
+    split_inherited: Split,
     next_shard: usize,
     /// The lower 48 bits of the first session's id.
     first_id: u64,
@@ -41,6 +53,8 @@ pub(super) struct Fleet {
 /// A place where a shard runs.
 struct Lane {
     cpu: Option<usize>,
+    /// Its ring misbehaved: until then it stays on epoll.
+    held: Option<Time>,
     shards: Vec<Member>,
 }
 
@@ -86,6 +100,9 @@ impl Fleet {
             credit,
             serving: Kind::Epoll,
             moving: HashMap::new(),
+            share: Percent::ZERO,
+            split: Arc::default(),
+            split_inherited: Split::default(),
             next_shard: 0,
             first_id,
         })
@@ -101,51 +118,6 @@ impl Fleet {
         self.serving
     }
 
-    /// Lets the shards of `kind` accept clients of `ports`, and starts them if need be. `carry`: live sessions follow.
-    pub(super) fn serve_with(&mut self, kind: Kind, ports: &[Port], carry: bool) -> io::Result<()> {
-        for lane in 0..self.lanes.len() {
-            self.member(lane, kind)?;
-        }
-        let before = std::mem::replace(&mut self.serving, kind);
-        for port in ports {
-            if before == kind {
-                self.serve(port);
-            } else {
-                self.release(port, before, Next::Served, ports);
-            }
-        }
-        self.introduce();
-        if carry {
-            self.carry();
-        } else {
-            self.tell_all(|| Order::Evict(None));
-        }
-        Ok(())
-    }
-
-    /// Carries the live sessions of all lanes to the shards that accept clients.
-    pub(super) fn carry(&self) {
-        for lane in &self.lanes {
-            let heir = lane.shards.iter().find(|m| m.entry.kind == self.serving);
-            for member in &lane.shards {
-                let goes = member.entry.kind != self.serving;
-                let to = heir.filter(|_| goes).map(Member::as_neighbour);
-                // A shard that is gone has no sessions.
-                let _ = member.mail.send(Order::Evict(to));
-            }
-        }
-    }
-
-    /// Carries a live session to a shard, wherever it is. Whether there is such a shard.
-    pub(super) fn move_session(&self, session: u64, shard: usize) -> bool {
-        let mut members = self.lanes.iter().flat_map(|lane| &lane.shards);
-        let Some(to) = members.find(|m| m.entry.id == shard).map(Member::as_neighbour) else {
-            return false;
-        };
-        self.tell_all(|| Order::Move { session, to: to.clone() });
-        true
-    }
-
     /// Lets the serving shards accept clients of one more port.
     pub(super) fn serve(&self, port: &Port) {
         for lane in 0..self.lanes.len() {
@@ -155,8 +127,10 @@ impl Fleet {
 
     /// Tells all shards to let go of a port that is to be closed. Whether some must still say that they have.
     pub(super) fn close(&mut self, port: &Port) -> bool {
-        let (serving, id) = (self.serving, port.id);
-        self.release(port, serving, Next::Closed, &[]);
+        let id = port.id;
+        for lane in 0..self.lanes.len() {
+            self.release(lane, port, self.accepting(lane), Next::Closed);
+        }
         // A hand-over under way ends in a close as well.
         for (_, next) in self.moving.iter_mut().filter(|((_, of), _)| *of == id) {
             *next = Next::Closed;
@@ -187,7 +161,7 @@ impl Fleet {
     /// Gives a client that control accepted to the shard with the least load. It lives by `snapshot`, which has its
     /// listener at this index.
     pub(super) fn adopt(&self, client: socket2::Socket, snapshot: &Arc<Snapshot>, listener: u16) {
-        let serving = self.serving_members();
+        let serving = self.accepting_members();
         let Some(member) = serving.into_iter().min_by_key(|m| m.load.get()) else { return };
         if !member.load.promise() {
             return;
@@ -198,12 +172,16 @@ impl Fleet {
         }
     }
 
-    /// Takes in a session of another process, on the serving shard with the least load.
+    /// Takes in a session of another process, on the shard with the least load of those that are its data path's:
+    /// they are shared out as new ones are.
     ///
     /// # Errors
     /// The session, where no shard is left.
     pub(super) fn take_in(&self, parcel: Box<Parcel>) -> Result<(), Box<Parcel>> {
-        let member = self.serving_members().into_iter().min_by_key(|m| m.load.get());
+        let is_guests = self.split_inherited.assign(self.share) == Arm::Canary;
+        let guests = if is_guests { self.guest_members() } else { vec![] };
+        let members = if guests.is_empty() { self.accepting_members() } else { guests };
+        let member = members.into_iter().min_by_key(|m| m.load.get());
         let Some(member) = member.filter(|m| m.load.promise()) else { return Err(parcel) };
         member.mail.send(Order::Attach(parcel, None)).map_err(|unsent| match unsent {
             Order::Attach(parcel, _) => parcel,
@@ -251,64 +229,9 @@ impl Fleet {
         false
     }
 
-    /// Starts a shard again that panicked, in its lane, with the sockets it served.
-    pub(super) fn restart(&mut self, shard: usize, ports: &[Port]) -> io::Result<()> {
-        let lane = self.lane_of(shard);
-        let moving: Vec<ListenerId> = self
-            .moving
-            .iter()
-            .filter(|((of, _), next)| *of == shard && **next == Next::Served)
-            .map(|((_, id), _)| *id)
-            .collect();
-        let kind = lane.and_then(|lane| {
-            self.lanes[lane].shards.iter().find(|m| m.entry.id == shard).map(|m| m.entry.kind)
-        });
-        self.forget(shard);
-        let (Some(lane), Some(kind)) = (lane, kind) else { return Ok(()) };
-        if kind == self.serving {
-            self.member(lane, kind)?;
-            for port in ports.iter().filter(|port| !self.is_held(port.id)) {
-                self.serve_lane(lane, port);
-            }
-        } else {
-            for port in ports.iter().filter(|port| moving.contains(&port.id)) {
-                self.serve_lane(lane, port);
-            }
-        }
-        self.introduce();
-        Ok(())
-    }
-
     /// Whether no shard is left.
     pub(super) fn is_empty(&self) -> bool {
         self.lanes.iter().all(|lane| lane.shards.is_empty())
-    }
-
-    /// Lets go of `port` on the shards of `kind`.
-    fn release(&mut self, port: &Port, kind: Kind, next: Next, ports: &[Port]) {
-        for lane in 0..self.lanes.len() {
-            let Some(member) = self.lanes[lane].shards.iter().find(|m| m.entry.kind == kind) else {
-                continue;
-            };
-            let id = member.entry.id;
-            if self.moving.contains_key(&(id, port.id)) {
-                continue;
-            }
-            if member.mail.send(Order::Release(port.id)).is_ok() {
-                self.moving.insert((id, port.id), next);
-            } else if next == Next::Served && ports.iter().any(|p| p.id == port.id) {
-                self.serve_lane(lane, port);
-            }
-        }
-    }
-
-    fn serve_lane(&self, lane: usize, port: &Port) {
-        let of_kind = |m: &&Member| m.entry.kind == self.serving;
-        let Some(member) = self.lanes[lane].shards.iter().find(of_kind) else { return };
-        let Some(socket) = port.sockets.get(lane).map(Socket::of) else { return };
-        let order = Order::Serve { listener: port.id, name: Arc::clone(&port.name), socket };
-        // A shard that is gone has reported so, and its successor will be told.
-        let _ = member.mail.send(order);
     }
 
     /// The lane's shard of a driver, started if need be.
@@ -337,26 +260,10 @@ impl Fleet {
         };
         let (mail, thread) = worker::start(order)?;
         self.next_shard += 1;
-        let entry = Arc::new(ShardEntry { id, kind, cpu, serving: false.into(), tally });
+        let entry = Arc::new(ShardEntry::new(id, kind, cpu, tally));
         self.board.add_shard(Arc::clone(&entry));
         self.lanes[lane].shards.push(Member { entry, load, mail, thread });
         Ok(())
-    }
-
-    /// Tells each serving shard of the others, and shows who serves.
-    fn introduce(&self) {
-        let serving = self.serving_members();
-        for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
-            member.entry.serving.store(member.entry.kind == self.serving, Relaxed);
-            let others = serving.iter().filter(|other| other.entry.id != member.entry.id);
-            let neighbours: Arc<[Neighbour]> = others.map(|other| other.as_neighbour()).collect();
-            let _ = member.mail.send(Order::Neighbours(neighbours));
-        }
-    }
-
-    fn serving_members(&self) -> Vec<&Member> {
-        let members = self.lanes.iter().flat_map(|lane| &lane.shards);
-        members.filter(|m| m.entry.kind == self.serving).collect()
     }
 
     fn lane_of(&self, shard: usize) -> Option<usize> {
@@ -378,6 +285,7 @@ fn lanes(config: &Config) -> io::Result<Vec<Lane>> {
     let count = config.shards.count.unwrap_or(cpus.len()).max(1);
     let lane = |i: usize| Lane {
         cpu: config.shards.pin.then(|| cpus.get(i % cpus.len().max(1)).copied()).flatten(),
+        held: None,
         shards: Vec::new(),
     };
     Ok((0..count).map(lane).collect())

@@ -12,26 +12,31 @@ pub mod handover;
 pub mod notify;
 pub mod order;
 mod ports;
+mod rebalance;
 mod reload;
+mod rollback;
+mod rollout;
 mod supervisor;
 pub mod totals;
 mod worker;
 
-use crate::config::{Config, DataPath, limits};
-use crate::driver::pick::pick;
+use crate::config::{Config, limits};
 use crate::driver::probe::{Feature, Report, probe};
-use crate::driver::{Kind, sys};
+use crate::driver::sys;
 use crate::event::Ended;
 use crate::policy::snapshot::Snapshot;
 use crate::session::parcel::Parcel;
+use crate::shard::inquiry::Weighed;
 use crate::shard::mailbox;
-use board::{Board, PathChoice};
+use crate::time::Time;
+use board::Board;
 use fleet::Fleet;
 use handover::give::Said;
 use handover::take::Legacy;
 use order::{Answer, Order, Orders};
 use ports::Port;
 pub use ports::{PortError, open_admin};
+use rollout::Choice;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -46,6 +51,8 @@ pub(crate) enum Cause {
     Ordered(Order, Box<dyn FnOnce(Answer) + Send>),
     /// Ringway is to end: the first time with patience, the second time at once.
     Stop,
+    /// A shard says what its sessions did.
+    Weighed(Weighed),
     /// A shard reports.
     ShardSaid(usize, mailbox::Report),
     /// A shard's thread is at its end, and why if that was not wanted.
@@ -124,8 +131,9 @@ pub struct Prepared {
     /// As it is to be in force.
     config: Config,
     report: Report,
-    kind: Kind,
-    why: String,
+    choice: Choice,
+    /// Lanes whose ring misbehaved in the process before, and until when they stay on epoll.
+    held: Vec<(usize, Time)>,
 }
 
 /// Holds a config against this machine; opens nothing.
@@ -134,10 +142,12 @@ pub struct Prepared {
 /// It asks for a data path that is refused here.
 pub fn prepare(config: Config, legacy: &Legacy) -> Result<Prepared, StartError> {
     let as_read = config;
-    let config = within_descriptors(legacy.with_orders(&as_read), 0);
+    let (config, held) = legacy.with_orders(&as_read);
+    let config = within_descriptors(config, 0);
     let report = probe();
-    let (kind, why) = pick(config.data_path, &report).map_err(StartError::DataPath)?;
-    Ok(Prepared { as_read, config, report, kind, why })
+    let wanted = (config.data_path, config.data_path_percent);
+    let choice = rollout::choose(wanted, None, &report).map_err(StartError::DataPath)?;
+    Ok(Prepared { as_read, config, report, choice, held })
 }
 
 /// Ringway's control while it runs, without its windows.
@@ -159,18 +169,21 @@ impl Control {
         file: Option<PathBuf>,
         legacy: &mut Legacy,
     ) -> Result<(Self, mpsc::Receiver<Ended>), StartError> {
-        let Prepared { as_read, config, report, kind, why } = prepared;
-        let wanted = config.data_path;
+        let Prepared { as_read, config, report, choice, held } = prepared;
         let (causes, read) = mpsc::channel();
         let (journal, ended) = mpsc::sync_channel(limits::JOURNAL_RECORDS_MAX);
         let (number, first_id, process) = legacy.firsts();
+        let wanted = (config.data_path, config.data_path_percent);
         let board = Arc::new(Board::new(Snapshot::new(config, None).numbered(number)));
         board.process.store(process, std::sync::atomic::Ordering::Relaxed);
         let firsts = (report.has(Feature::RecvCredit), first_id);
         let mut fleet = new_fleet(&board, firsts, causes.clone(), journal)?;
         let ports = open_ports(&board, fleet.lanes(), legacy)?;
-        fleet.serve_with(kind, &[], false).map_err(|e| system("a shard could not start", e))?;
-        announce(&board, wanted, kind, why);
+        fleet
+            .serve_with(choice.serving, choice.share, &[])
+            .and_then(|()| fleet.hold_lanes(&held))
+            .map_err(|e| system("a shard could not start", e))?;
+        rollout::announce(&board, choice);
         let bound = ports.iter().map(|p| (p.name.clone(), p.bound)).collect();
         for port in &ports {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
@@ -182,6 +195,7 @@ impl Control {
             fleet,
             ports,
             report,
+            wanted,
             as_read,
             file,
             causes: causes.clone(),
@@ -271,16 +285,6 @@ fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Po
     }
     legacy.drop_rest();
     Ok(ports)
-}
-
-/// Puts the data path where everybody can see it.
-fn announce(board: &Board, wanted: DataPath, kind: Kind, why: String) {
-    if wanted != DataPath::Epoll && kind == Kind::Epoll {
-        tracing::warn!(path = kind.label(), wanted = wanted.label(), why, "DATA PATH");
-    } else {
-        tracing::info!(path = kind.label(), wanted = wanted.label(), why, "DATA PATH");
-    }
-    board.path.store(Some(Arc::new(PathChoice { wanted, kind, why })));
 }
 
 /// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle

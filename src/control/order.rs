@@ -1,6 +1,7 @@
 //! What operators may ask of control, and what they are told.
 
 use crate::config::{DataPath, Percent};
+use crate::shard::inquiry::Listed;
 use std::sync::mpsc;
 
 /// An order of an operator, by the admin endpoint or by a signal.
@@ -23,6 +24,20 @@ pub enum Order {
         path: DataPath,
         /// Whether the live sessions go along; `None`: as the config says.
         live: Option<bool>,
+        /// Its share of the sessions; the others take the other path.
+        percent: Percent,
+    },
+    /// Change the data path of all sessions, live ones included, to epoll: now, or as soon as a change under way is
+    /// over.
+    RollBack,
+    /// List sessions.
+    Sessions {
+        /// Of this shard alone.
+        shard: Option<usize>,
+        /// From this slot of each shard on.
+        from: u32,
+        /// So many slots of each shard.
+        slots: u32,
     },
     /// Carry one live session to another shard.
     Move {
@@ -31,6 +46,14 @@ pub enum Order {
         /// The shard's number.
         shard: usize,
     },
+}
+
+impl Order {
+    /// Change the data path of all new sessions.
+    #[must_use]
+    pub const fn whole_path(path: DataPath, live: Option<bool>) -> Self {
+        Self::DataPath { path, live, percent: Percent::HUNDRED }
+    }
 }
 
 /// What became of an order.
@@ -42,6 +65,13 @@ pub enum Answer {
         generation: u64,
         /// What changed.
         what: String,
+    },
+    /// Sessions, shard by shard.
+    Sessions {
+        /// What each shard said.
+        shards: Vec<Listed>,
+        /// Where the next page begins; `None`: there is none.
+        next: Option<u32>,
     },
     /// Nothing was changed: what was asked for is wrong, in one or more ways.
     Refused(Vec<String>),

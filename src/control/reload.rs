@@ -7,8 +7,8 @@ use crate::config::{Config, DataPath, Percent};
 pub(super) struct Plan {
     /// The new config, with the canary percents that are to be in force.
     pub(super) config: Config,
-    /// Where the file's data path changed.
-    pub(super) data_path: Option<DataPath>,
+    /// Where the file's data path or its share changed.
+    pub(super) data_path: Option<(DataPath, Percent)>,
     /// Settings whose change waits for a restart.
     pub(super) at_restart: Vec<&'static str>,
 }
@@ -31,9 +31,13 @@ pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
             listener.canary_percent = Percent::ZERO;
         }
     }
-    let data_path = (file.data_path != new.data_path).then_some(new.data_path);
+    let of = |c: &Config| (c.data_path, c.data_path_percent);
+    let data_path = (of(file) != of(new)).then_some(of(new));
     let mut at_restart = Vec::new();
-    if running.shards != new.shards {
+    // Whether to rebalance is asked each time, so its change needs no restart.
+    config.shards.clone_from(&running.shards);
+    config.shards.rebalance = new.shards.rebalance;
+    if config.shards != new.shards {
         at_restart.push("shards");
     }
     let buffers = |c: &Config| (c.limits.buffer_bytes, c.limits.buffers_per_shard);
@@ -46,7 +50,6 @@ pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
     if (running.log.format, running.log.level) != (new.log.format, new.log.level) {
         at_restart.push("log.format and log.level");
     }
-    config.shards.clone_from(&running.shards);
     config.admin.clone_from(&running.admin);
     (config.log.format, config.log.level) = (running.log.format, running.log.level);
     config.limits.buffer_bytes = running.limits.buffer_bytes;
@@ -104,7 +107,12 @@ mod tests {
         let file = config("auto", "5", "");
         assert_eq!(plan(&file, &file, &config("auto", "5", "")).data_path, None);
         let new = config("epoll", "5", "");
-        assert_eq!(plan(&file, &file, &new).data_path, Some(DataPath::Epoll));
+        let all = |path| Some((path, Percent::HUNDRED));
+        assert_eq!(plan(&file, &file, &new).data_path, all(DataPath::Epoll));
+        let tenth = config("auto", "5", "data_path_percent = 10");
+        let percent = Percent::from_f64(10.0).unwrap();
+        assert_eq!(plan(&file, &file, &tenth).data_path, Some((DataPath::Auto, percent)));
+        assert_eq!(plan(&tenth, &file, &tenth).data_path, None, "an operator's share stays");
     }
 
     #[test]

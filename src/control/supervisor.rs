@@ -7,10 +7,12 @@ use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
 use super::ports::Port;
+use super::rebalance::Evening;
 use super::reload::{self, Plan};
-use super::{Cause, Outcome, announce, within_descriptors};
+use super::rollback::Rings;
+use super::rollout::Rollout;
+use super::{Cause, Outcome, within_descriptors};
 use crate::config::{Config, DataPath, Name, Percent, file, limits};
-use crate::driver::pick::pick;
 use crate::driver::probe::Report;
 use crate::driver::{ListenerId, sys};
 use crate::event::EndReason;
@@ -29,12 +31,12 @@ pub use upgrade::Windows;
 
 /// What control knows.
 pub(super) struct Supervisor {
-    board: Arc<Board>,
-    fleet: Fleet,
-    ports: Vec<Port>,
+    pub(super) board: Arc<Board>,
+    pub(super) fleet: Fleet,
+    pub(super) ports: Vec<Port>,
     /// Ports that are to be closed once all shards have let go of them and the last connections were made.
     closing: Vec<Closing>,
-    report: Report,
+    pub(super) report: Report,
     /// The config as it was last read: what a reload is compared with.
     as_read: Config,
     file: Option<PathBuf>,
@@ -57,6 +59,10 @@ pub(super) struct Supervisor {
     is_main: bool,
     /// The lower 48 bits of session ids that were left to new processes begin here.
     ids_left: u64,
+    /// What goes on beside orders.
+    pub(super) rollout: Rollout,
+    pub(super) rings: Rings,
+    pub(super) evening: Evening,
 }
 
 /// What a supervisor is made of.
@@ -65,6 +71,8 @@ pub(super) struct Parts {
     pub(super) fleet: Fleet,
     pub(super) ports: Vec<Port>,
     pub(super) report: Report,
+    /// The data path that was asked for, and its share.
+    pub(super) wanted: (DataPath, Percent),
     /// The config as it was read.
     pub(super) as_read: Config,
     pub(super) file: Option<PathBuf>,
@@ -99,7 +107,7 @@ enum Stage {
 
 impl Supervisor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { board, fleet, ports, report, as_read, file, causes, taking } = parts;
+        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking } = parts;
         let next_port = ports.iter().map(|p| p.id.0 + 1).max().unwrap_or(0);
         Self {
             board,
@@ -121,6 +129,9 @@ impl Supervisor {
             taking,
             is_main: false,
             ids_left: 0,
+            rollout: Rollout::new(wanted),
+            rings: Rings::default(),
+            evening: Evening::default(),
         }
     }
 
@@ -151,7 +162,8 @@ impl Supervisor {
     fn on(&mut self, cause: Cause) -> Option<Outcome> {
         match cause {
             Cause::Ordered(Order::Upgrade, answer) => self.upgrade(answer),
-            Cause::Ordered(order, answer) => answer(self.follow(order)),
+            Cause::Ordered(order, answer) => self.ordered(order, answer),
+            Cause::Weighed(weighed) => self.even_out(&weighed),
             Cause::Upgrade(said) => return self.on_upgrade(said),
             Cause::Carried(parcels) => self.take_in(parcels),
             Cause::Main => self.become_main(),
@@ -198,15 +210,27 @@ impl Supervisor {
         if now >= self.tick_at {
             self.tick_at = now.plus_ms(limits::UPKEEP_MS);
             self.fleet.tick();
+            self.read_loads();
+            // While all goes to another process, nothing here is worth a change; and what comes is looked at when it is
+            // all there.
+            if self.stage == Stage::Running && !self.is_replacing() {
+                self.watch_rings(now);
+                self.keep_sharing();
+                self.look_at_loads();
+            }
+        }
+        if self.stage == Stage::Running {
+            self.go_on_rolling_back();
         }
     }
 
-    fn follow(&mut self, order: Order) -> Answer {
+    pub(super) fn follow(&mut self, order: Order) -> Answer {
         if self.stage != Stage::Running {
             return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
         }
         // What changed here now, the new process would not know of; and what the one before may want back must stay.
-        if self.upgrade.is_some() || self.taking {
+        // To go back to epoll can wait until all is here.
+        if self.is_replacing() && !(self.taking && order == Order::RollBack) {
             tracing::warn!(?order, "an upgrade is under way: the order is refused");
             return Answer::Refused(vec!["an upgrade is under way: try again".to_owned()]);
         }
@@ -214,24 +238,21 @@ impl Supervisor {
             Order::Upgrade => Answer::Refused(vec!["it is no order to follow at once".to_owned()]),
             Order::Reload => self.reload(),
             Order::Canary { listener, percent } => self.set_canary(&listener, percent),
-            Order::DataPath { path, live } => {
+            Order::DataPath { path, live, percent } => {
                 let carry = self.board.snapshot.load().config.carry_sessions;
-                match self.set_path(path, live.unwrap_or(carry)) {
+                match self.set_path((path, percent), live.unwrap_or(carry)) {
                     Ok(what) => self.done(what),
                     Err(why) => Answer::Refused(vec![why]),
                 }
             }
-            Order::Move { session, shard } => {
-                if self.fleet.move_session(session, shard) {
-                    self.done(format!("session {session} goes to shard {shard}, if it is live"))
-                } else {
-                    Answer::Unknown(format!("there is no shard {shard}"))
-                }
+            Order::RollBack => self.roll_back(),
+            Order::Move { .. } | Order::Sessions { .. } => {
+                unreachable!("what shards answer is not answered here")
             }
         }
     }
 
-    fn done(&self, what: String) -> Answer {
+    pub(super) fn done(&self, what: String) -> Answer {
         Answer::Done { generation: self.board.snapshot.load().number, what }
     }
 
@@ -247,26 +268,6 @@ impl Supervisor {
         self.board.snapshot.store(Arc::new(next));
         tracing::info!(listener, from = %before, to = %percent, "canary percent changed");
         self.done(format!("canary of `{listener}`: {before} % -> {percent} %"))
-    }
-
-    /// Changes the data path of new sessions, and where `carry` says so of the live ones.
-    fn set_path(&mut self, wanted: DataPath, carry: bool) -> Result<String, String> {
-        let (kind, why) = pick(wanted, &self.report)?;
-        let before = self.fleet.serving();
-        if kind != before {
-            if self.fleet.is_moving() {
-                return Err("another change of the data path is under way: try again".to_owned());
-            }
-            self.fleet
-                .serve_with(kind, &self.ports, carry)
-                .map_err(|e| format!("the {} shards could not start: {e}", kind.label()))?;
-            self.board.path_changes.fetch_add(1, Relaxed);
-        } else if carry {
-            self.fleet.carry();
-        }
-        announce(&self.board, wanted, kind, why);
-        let which = if carry { "all sessions" } else { "new sessions" };
-        Ok(format!("data path of {which}: {} -> {}", before.label(), kind.label()))
     }
 
     fn reload(&mut self) -> Answer {
@@ -428,7 +429,8 @@ impl Supervisor {
             self.fleet.forget(shard);
             return None;
         }
-        match self.fleet.restart(shard, &self.ports) {
+        let hold = self.hold_of(shard);
+        match self.fleet.restart(shard, hold, &self.ports) {
             Ok(()) => {
                 self.send_sessions();
                 None

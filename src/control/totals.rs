@@ -3,6 +3,7 @@
 
 use super::board::Board;
 use crate::event::{Arm, EndReason};
+use crate::policy::health::Fault;
 use crate::tally::{Histogram, Named, RouteName, RouteTally, ShardTally};
 use crate::wire::handover::{self as wire, RouteTotals, ShardTotals, Spread};
 use std::collections::BTreeMap;
@@ -36,10 +37,11 @@ impl Totals {
     #[must_use]
     pub fn of(board: &Board) -> Self {
         let mut totals = Self::default();
-        let own: [(&str, &AtomicU64); 7] = [
+        let own: [(&str, &AtomicU64); 8] = [
             ("reloads_applied", &board.reloads_applied),
             ("reloads_refused", &board.reloads_refused),
             ("path_changes", &board.path_changes),
+            ("rebalanced", &board.rebalanced),
             ("shard_panics", &board.shard_panics),
             ("journal_written", &board.journal_written),
             ("upgrades_done", &board.upgrades_done),
@@ -47,6 +49,9 @@ impl Totals {
         ];
         for (name, count) in own {
             totals.counts.insert(name.to_owned(), count.load(Relaxed));
+        }
+        for (fault, count) in Fault::ALL.into_iter().zip(&board.rollbacks) {
+            totals.counts.insert(rollbacks_name(fault), count.load(Relaxed));
         }
         for shard in board.shards() {
             totals.add_shard(shard.id, shard.kind.label(), &shard.tally.shard);
@@ -161,6 +166,12 @@ impl Totals {
     }
 }
 
+/// The name of the count of shards that went back to epoll for this.
+#[must_use]
+pub fn rollbacks_name(fault: Fault) -> String {
+    format!("rollbacks_{}", fault.label())
+}
+
 fn named(counts: &[Named<'_>]) -> BTreeMap<String, u64> {
     counts.iter().map(|(name, _, count)| ((*name).to_owned(), count.get())).collect()
 }
@@ -217,13 +228,7 @@ mod tests {
         );
         let board = Board::new(Snapshot::new(config.unwrap(), None));
         let tally = Arc::default();
-        board.add_shard(Arc::new(ShardEntry {
-            id: 0,
-            kind: Kind::Epoll,
-            cpu: None,
-            serving: true.into(),
-            tally,
-        }));
+        board.add_shard(Arc::new(ShardEntry::new(0, Kind::Epoll, None, tally)));
         board
     }
 
@@ -243,7 +248,10 @@ mod tests {
         route.open.add(2);
         route.ended[EndReason::Idle as usize].add(3);
         route.turn.record(1_000);
+        tally.shard.begun.add(5);
         board.reloads_applied.fetch_add(1, Relaxed);
+        board.add_rollback(Fault::Watchdog, 0);
+        board.rebalanced.fetch_add(3, Relaxed);
     }
 
     #[test]
@@ -261,7 +269,8 @@ mod tests {
         assert_eq!(all.record(), wire::Totals { counts: all.counts.clone(), ..told });
         assert_eq!((all.count("reloads_applied"), all.shards.len(), all.routes.len()), (2, 1, 1));
         let (shard, route) = (&all.shards[0].tally, &all.routes[0]);
-        assert_eq!((shard.accepted.get(), shard.sessions.get()), (20, 4));
+        assert_eq!((shard.accepted.get(), shard.sessions.get(), shard.begun.get()), (20, 4, 10));
+        assert_eq!((all.count(&rollbacks_name(Fault::Watchdog)), all.count("rebalanced")), (2, 6));
         assert_eq!((route.up_bytes.get(), route.ended[EndReason::Idle as usize].get()), (200, 6));
         let (_, above, sum_ns) = route.turn.read();
         assert_eq!((above, sum_ns), (0, 2_000));

@@ -192,9 +192,10 @@ fn config(engines: [SocketAddr; 2]) -> Config {
     };
     Config {
         data_path: DataPath::Auto,
+        data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
         // Flow, engines and shards share the machine here: a pinned shard would wait behind them.
-        shards: Shards { count: None, cpus: None, pin: false, busy_poll_us: 0 },
+        shards: Shards { count: None, cpus: None, rebalance: true, pin: false, busy_poll_us: 0 },
         limits: Limits {
             sessions_max: limits::SESSIONS_DEFAULT,
             high_water_bytes: limits::HIGH_WATER_DEFAULT,

@@ -185,8 +185,7 @@ mod tests {
                 tally.route(&name).opened.add(opened);
                 tally.route(&name).open.add(1);
             }
-            let (kind, serving) = (Kind::Epoll, true.into());
-            board.add_shard(Arc::new(ShardEntry { id, kind, cpu: None, serving, tally }));
+            board.add_shard(Arc::new(ShardEntry::new(id, Kind::Epoll, None, tally)));
         }
         let expected = [(90.0, 18, 7), (10.0, 2, 3)].map(|(wanted_percent, opened, orders)| {
             ArmFacts { wanted_percent, open: 2, opened, orders }

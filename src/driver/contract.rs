@@ -13,6 +13,7 @@ mod connecting;
 mod ending;
 mod liar;
 pub(crate) mod loopback;
+mod plain;
 mod receiving;
 mod sending;
 mod simulated;
@@ -109,6 +110,10 @@ cases! {
     ending: finish_is_told_after_all_bytes one_side_finishes_the_other_goes_on
         abort_is_a_reset_and_ends_what_is_in_flight abort_at_rest_is_a_reset
         a_socket_moves_to_another_key a_slot_used_again_hears_nothing_of_before;
+    plain: what_is_there_is_read_at_once straight_and_armed_receives_take_turns
+        what_there_is_room_for_is_sent_at_once a_wide_step_keeps_order_and_bounds_its_tail
+        a_wide_step_says_the_end_after_all_bytes a_wide_step_without_a_buffer_leaves_all
+        a_wide_step_tells_which_end_is_broken;
     turning: a_turn_ends_in_time a_poll_tells_what_came the_waker_ends_a_turn;
 }
 

@@ -289,6 +289,8 @@ pub type Waker = std::sync::Arc<dyn Wake>;
 pub struct Counters {
     /// Calls into the kernel to submit and wait.
     pub enters: u64,
+    /// Such calls that failed for no reason that passes by itself.
+    pub enter_failed: u64,
     /// Completions or readiness reports those calls brought.
     pub completions: u64,
     /// Submissions that found the queue full and had to enter first.
@@ -299,6 +301,8 @@ pub struct Counters {
     pub no_buffers: u64,
     /// Sends that had to wait for the destination, as far as the driver can see.
     pub sends_blocked: u64,
+    /// CPU time of the thread that asks, in nanoseconds; 0 where there is no such thing.
+    pub cpu_ns: u64,
 }
 
 /// What a [wide](Driver::carry_wide) step did.
@@ -420,8 +424,15 @@ pub trait Driver {
     /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at
     /// once, by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in
     /// this direction. Not more is received than the destination is thought to have room for; what it does not take all
-    /// the same comes back as a tail of pool buffers.
-    fn carry_wide(&mut self, _key: Key, _source: Side, _from: &Socket, _to: &Socket) -> Carried {
+    /// the same comes back as a tail of pool buffers, at most `tail_max` bytes: more than that stays with the source.
+    fn carry_wide(
+        &mut self,
+        _key: Key,
+        _source: Side,
+        _from: &Socket,
+        _to: &Socket,
+        _tail_max: u32,
+    ) -> Carried {
         Carried { taken: 0, tail: None, source: None, failed: None }
     }
 
@@ -436,6 +447,12 @@ pub trait Driver {
 
     /// Resets the connection at once; everything in flight on the socket ends soon (rule 7).
     fn abort(&mut self, socket: &Socket);
+
+    /// The error that ended the connection, taken from the socket (SO_ERROR, socket(7)): whatever asks next finds none.
+    ///
+    /// # Errors
+    /// That error.
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno>;
 
     /// Closes a socket of which nothing is in flight. One that was attached is named by `key` and `side`.
     fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket);

@@ -1,8 +1,11 @@
 //! Which driver carries the sessions, and why: the one place that chooses.
 
-use super::Kind;
+use super::epoll::Epoll;
 use super::probe::{Report, kernels, refusal};
+use super::uring::Uring;
+use super::{Driver, Kind};
 use crate::config::DataPath;
+use std::io;
 
 /// The driver for `wanted` on the machine that `report` describes, and why, in a sentence for the log.
 ///
@@ -29,6 +32,23 @@ pub fn pick(wanted: DataPath, report: &Report) -> Result<(Kind, String), String>
             )),
         },
     }
+}
+
+/// A driver of this kind, for who does not care which it is: a shard is made for one and costs no table of calls.
+/// `credit`: as for [`Uring::new`].
+///
+/// # Errors
+/// What the kernel says, where it refuses one.
+pub fn start(
+    kind: Kind,
+    buffers: u16,
+    buffer_bytes: u32,
+    credit: bool,
+) -> io::Result<Box<dyn Driver>> {
+    Ok(match kind {
+        Kind::Uring => Box::new(Uring::new(buffers, buffer_bytes, credit)?),
+        Kind::Epoll | Kind::Sim => Box::new(Epoll::new(buffers, buffer_bytes)?),
+    })
 }
 
 /// Why io_uring is taken when it was asked for, with what ought to be known about that.

@@ -3,6 +3,9 @@
 //! A buffer is free, published (the kernel may fill it), or owned by a session that holds its bytes. The free ones are
 //! a stack: the one given back last is still in the cache and is used first. Buffers of one direction are chained
 //! through [`Pool::set_next`], so that a queue of them costs its session two numbers.
+//!
+//! Bytes that wait for a slow reader can be [spilled](Pool::spill): they move to memory of their own, and the buffer
+//! comes back. What was spilled is named, sent and given back like any buffer.
 
 use crate::config::limits;
 use std::io;
@@ -10,12 +13,12 @@ use std::ptr::NonNull;
 
 /// Names a buffer of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct BufferId(pub(in crate::driver) u16);
+pub struct BufferId(pub(in crate::driver) u32);
 
 impl BufferId {
     /// Its number.
     #[must_use]
-    pub const fn number(self) -> u16 {
+    pub const fn number(self) -> u32 {
         self.0
     }
 }
@@ -28,7 +31,7 @@ struct Meta {
     /// How many bytes it holds from there.
     filled: u32,
     /// The buffer that follows in its queue.
-    next: u16,
+    next: u32,
     /// Whether a session or the kernel has it.
     out: bool,
     /// Whether it has been used since its memory was last given back to the kernel.
@@ -41,15 +44,23 @@ pub struct Pool {
     memory: NonNull<u8>,
     buffer_bytes: u32,
     page_bytes: usize,
+    /// How many buffers the mapping has.
+    count: usize,
+    /// Of the mapping's buffers, and behind them of what was spilled.
     meta: Vec<Meta>,
-    free: Vec<u16>,
+    free: Vec<u32>,
+    /// What was spilled: the memory of the numbers from `count` on. Empty where nothing is.
+    spilled: Vec<Box<[u8]>>,
+    /// Numbers from `count` on that name nothing now.
+    spilled_free: Vec<u32>,
+    spilled_bytes: usize,
     /// Of those that are out, how many the kernel may fill.
     published: usize,
     /// How short the stack of free buffers has been since memory was last given back: all below were not touched.
     lowest: usize,
 }
 
-const NONE: u16 = u16::MAX;
+const NONE: u32 = u32::MAX;
 
 impl Pool {
     /// `count` buffers of `buffer_bytes`, all free. Memory is taken from the kernel as buffers are first used.
@@ -83,8 +94,12 @@ impl Pool {
             memory,
             buffer_bytes,
             page_bytes,
+            count: usize::from(count),
             meta,
-            free: (0..count).rev().collect(),
+            free: (0..u32::from(count)).rev().collect(),
+            spilled: Vec::new(),
+            spilled_free: Vec::new(),
+            spilled_bytes: 0,
             published: 0,
             lowest,
         })
@@ -98,8 +113,8 @@ impl Pool {
 
     /// How many buffers there are.
     #[must_use]
-    pub fn count(&self) -> usize {
-        self.meta.len()
+    pub const fn count(&self) -> usize {
+        self.count
     }
 
     /// How many buffers nobody has.
@@ -108,10 +123,52 @@ impl Pool {
         self.free.len()
     }
 
-    /// Whether so few buffers are left that each direction should do with one.
+    /// Whether sessions have so many buffers that each direction should do with one.
     #[must_use]
     pub fn is_low(&self) -> bool {
-        self.free.len() < self.meta.len() / 4
+        self.unused() <= self.count / 4
+    }
+
+    /// Bytes that were spilled and not given back.
+    #[must_use]
+    pub const fn spilled_bytes(&self) -> usize {
+        self.spilled_bytes
+    }
+
+    /// Whether these bytes were spilled.
+    #[must_use]
+    pub const fn is_spilled(&self, buffer: BufferId) -> bool {
+        buffer.0 as usize >= self.count
+    }
+
+    /// Moves an owned buffer's bytes to memory of their own, as long as they are, and gives the buffer back. The new
+    /// name stands at the same place of its queue, but whoever pointed to the old one must point to it. Nothing may be
+    /// in flight for the buffer.
+    pub fn spill(&mut self, buffer: BufferId) -> BufferId {
+        if self.is_spilled(buffer) {
+            return buffer;
+        }
+        let spilled = self.hold(self.bytes(buffer).into());
+        self.meta[spilled.0 as usize].next = self.meta[buffer.0 as usize].next;
+        self.give_back(buffer);
+        spilled
+    }
+
+    /// Takes bytes that are in memory of their own, at least one, as if they had been spilled.
+    pub fn hold(&mut self, bytes: Box<[u8]>) -> BufferId {
+        debug_assert!(!bytes.is_empty(), "what holds nothing has no name");
+        let filled = u32::try_from(bytes.len()).expect("a queue is shorter than 16 MiB");
+        let meta = Meta { start: 0, filled, next: NONE, out: true, warm: true };
+        self.spilled_bytes += bytes.len();
+        BufferId(if let Some(name) = self.spilled_free.pop() {
+            self.spilled[name as usize - self.count] = bytes;
+            self.meta[name as usize] = meta;
+            name
+        } else {
+            self.spilled.push(bytes);
+            self.meta.push(meta);
+            u32::try_from(self.meta.len() - 1).expect("two directions a session are far fewer")
+        })
     }
 
     /// Gives the memory of free buffers back to the kernel, but for those that will be used next. Buffers that are no
@@ -122,6 +179,10 @@ impl Pool {
             self.chill(BufferId(self.free[at]));
         }
         self.lowest = self.free.len();
+        if self.spilled_bytes == 0 {
+            self.meta.truncate(self.count);
+            (self.spilled, self.spilled_free) = (Vec::new(), Vec::new());
+        }
     }
 
     /// Gives the memory of a buffer that holds nobody's bytes back to the kernel, unless that has it already.
@@ -130,7 +191,7 @@ impl Pool {
         if !len.is_multiple_of(self.page_bytes) {
             return;
         }
-        if std::mem::take(&mut self.meta[usize::from(buffer.0)].warm) {
+        if std::mem::take(&mut self.meta[buffer.0 as usize].warm) {
             let start = self.at(buffer).as_ptr();
             // SAFETY: the range is a buffer's own part of the mapping, and whole pages (checked above, and a mapping
             // begins with a page): nobody's bytes are there.
@@ -140,30 +201,36 @@ impl Pool {
 
     /// Returns a buffer that a session owned.
     pub fn give_back(&mut self, buffer: BufferId) {
-        let meta = &mut self.meta[usize::from(buffer.0)];
+        let meta = &mut self.meta[buffer.0 as usize];
         debug_assert!(meta.out, "buffer {} was given back twice", buffer.0);
         *meta = Meta { start: 0, filled: 0, next: NONE, out: false, warm: true };
+        if buffer.0 as usize >= self.count {
+            let bytes = std::mem::take(&mut self.spilled[buffer.0 as usize - self.count]);
+            self.spilled_bytes -= bytes.len();
+            return self.spilled_free.push(buffer.0);
+        }
         self.free.push(buffer.0);
     }
 
     /// Whether somebody has this buffer: a session, or the kernel.
     pub(in crate::driver) fn is_out(&self, buffer: BufferId) -> bool {
-        self.meta.get(usize::from(buffer.0)).is_some_and(|meta| meta.out)
+        self.meta.get(buffer.0 as usize).is_some_and(|meta| meta.out)
     }
 
     /// How many bytes an owned buffer holds.
     #[must_use]
     pub fn filled(&self, buffer: BufferId) -> u32 {
-        self.meta[usize::from(buffer.0)].filled
+        self.meta[buffer.0 as usize].filled
     }
 
     /// The bytes an owned buffer holds.
     #[must_use]
     pub fn bytes(&self, buffer: BufferId) -> &[u8] {
-        let meta = self.meta[usize::from(buffer.0)];
+        let meta = self.meta[buffer.0 as usize];
         debug_assert!(meta.out, "buffer {} is nobody's", buffer.0);
         // SAFETY: `start + filled` never exceeds `buffer_bytes`, so the slice lies in this buffer's part of the
-        // mapping, and no one writes there while its session, which must go through this pool, owns it.
+        // mapping (of what was spilled: its length, so it lies in the box); no one writes there while its session,
+        // which must go through this pool, owns it.
         unsafe {
             std::slice::from_raw_parts(
                 self.at(buffer).as_ptr().add(meta.start as usize),
@@ -174,7 +241,7 @@ impl Pool {
 
     /// Drops the first `n` bytes: they were sent.
     pub fn consume(&mut self, buffer: BufferId, n: u32) {
-        let meta = &mut self.meta[usize::from(buffer.0)];
+        let meta = &mut self.meta[buffer.0 as usize];
         debug_assert!(n <= meta.filled, "{n} bytes of {} were sent", meta.filled);
         meta.start += n;
         meta.filled -= n;
@@ -183,9 +250,9 @@ impl Pool {
     /// Moves the bytes of `from` behind those of `to` where there is room for all, and gives `from` back.
     /// Nothing may be in flight for either.
     pub fn merge(&mut self, to: BufferId, from: BufferId) -> bool {
-        let (into, source) = (self.meta[usize::from(to.0)], self.meta[usize::from(from.0)]);
+        let (into, source) = (self.meta[to.0 as usize], self.meta[from.0 as usize]);
         let end = into.start + into.filled;
-        if to == from || source.filled > self.buffer_bytes - end {
+        if to == from || self.is_spilled(to) || source.filled > self.buffer_bytes - end {
             return false;
         }
         // SAFETY: both ranges lie in their own buffers (checked above for `to`, `filled`'s invariant for `from`), which
@@ -195,7 +262,7 @@ impl Pool {
             let into_bytes = self.at(to).as_ptr().add(end as usize);
             std::ptr::copy_nonoverlapping(source_bytes, into_bytes, source.filled as usize);
         }
-        self.meta[usize::from(to.0)].filled += source.filled;
+        self.meta[to.0 as usize].filled += source.filled;
         self.give_back(from);
         true
     }
@@ -203,19 +270,19 @@ impl Pool {
     /// The buffer that follows this one in its queue.
     #[must_use]
     pub fn next(&self, buffer: BufferId) -> Option<BufferId> {
-        let next = self.meta[usize::from(buffer.0)].next;
+        let next = self.meta[buffer.0 as usize].next;
         (next != NONE).then_some(BufferId(next))
     }
 
     /// Puts `next` behind `buffer`.
     pub fn set_next(&mut self, buffer: BufferId, next: BufferId) {
-        self.meta[usize::from(buffer.0)].next = next.0;
+        self.meta[buffer.0 as usize].next = next.0;
     }
 
     /// A free buffer, now the caller's and empty.
     pub fn take(&mut self) -> Option<BufferId> {
         let buffer = self.free.pop()?;
-        self.meta[usize::from(buffer)].out = true;
+        self.meta[buffer as usize].out = true;
         self.lowest = self.lowest.min(self.free.len());
         Some(BufferId(buffer))
     }
@@ -248,7 +315,7 @@ impl Pool {
 
     /// All of an owned, empty buffer, to be written to.
     pub(in crate::driver) fn spare_mut(&mut self, buffer: BufferId) -> &mut [u8] {
-        debug_assert!(self.meta[usize::from(buffer.0)].out, "buffer {} is nobody's", buffer.0);
+        debug_assert!(self.meta[buffer.0 as usize].out, "buffer {} is nobody's", buffer.0);
         // SAFETY: the range is exactly this buffer's part of the mapping, and `&mut self` keeps others from it.
         unsafe {
             std::slice::from_raw_parts_mut(self.at(buffer).as_ptr(), self.buffer_bytes as usize)
@@ -258,15 +325,18 @@ impl Pool {
     /// Says how many bytes were written to the beginning of an owned buffer.
     pub(in crate::driver) fn set_filled(&mut self, buffer: BufferId, filled: u32) {
         debug_assert!(filled <= self.buffer_bytes);
-        let meta = &mut self.meta[usize::from(buffer.0)];
+        let meta = &mut self.meta[buffer.0 as usize];
         (meta.start, meta.filled) = (0, filled);
     }
 
     /// Where a buffer begins, for the kernel.
     pub(in crate::driver) fn at(&self, buffer: BufferId) -> NonNull<u8> {
-        debug_assert!(usize::from(buffer.0) < self.meta.len());
-        // SAFETY: a buffer's number is below `count`, so this stays inside the mapping.
-        unsafe { self.memory.add(usize::from(buffer.0) * self.buffer_bytes as usize) }
+        let at = buffer.0 as usize;
+        if at >= self.count {
+            return NonNull::from(&*self.spilled[at - self.count]).cast();
+        }
+        // SAFETY: its number is below `count`, so this stays inside the mapping.
+        unsafe { self.memory.add(at * self.buffer_bytes as usize) }
     }
 
     /// Where a buffer's bytes begin, for the kernel, and how many there are.
@@ -284,7 +354,7 @@ fn page_bytes() -> usize {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let bytes = self.meta.len() * self.buffer_bytes as usize;
+        let bytes = self.count * self.buffer_bytes as usize;
         // SAFETY: this is the mapping `new` made; whoever lent its buffers to the kernel drops its ring first.
         unsafe { libc::munmap(self.memory.as_ptr().cast(), bytes) };
     }
@@ -336,6 +406,27 @@ mod tests {
                 assert!(pool.bytes(*buffer).iter().all(|byte| *byte == 7), "{buffer:?}");
             }
         }
+    }
+
+    #[test]
+    fn what_is_spilled_keeps_its_bytes_and_its_place_and_frees_its_buffer() {
+        let mut pool = Pool::new(2, 8).unwrap();
+        let (a, b) = (pool.take().unwrap(), pool.take().unwrap());
+        pool.fill(a, b"abcd");
+        pool.fill(b, b"xy");
+        pool.consume(a, 1);
+        pool.set_next(a, b);
+        let spilled = pool.spill(a);
+        assert!(pool.is_spilled(spilled) && pool.next(spilled) == Some(b));
+        assert_eq!((pool.bytes(spilled), pool.free()), (b"bcd".as_slice(), 1));
+        assert!(!pool.merge(spilled, b), "it is as long as its bytes were");
+        let again = pool.take().unwrap();
+        pool.fill(again, b"other");
+        pool.consume(spilled, 2);
+        assert_eq!((pool.bytes(spilled), pool.spilled_bytes()), (b"d".as_slice(), 3));
+        pool.give_back(spilled);
+        assert_eq!((pool.spilled_bytes(), pool.free()), (0, 0));
+        assert_eq!(pool.spill(b), spilled, "numbers are used again");
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 /// A socket address as the kernel reads it.
 #[derive(Clone, Copy)]
@@ -106,6 +108,30 @@ pub fn now() -> Time {
     // SAFETY: `t` outlives the call, and CLOCK_MONOTONIC always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut t) };
     Time(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+}
+
+/// CPU time of the calling thread, in nanoseconds.
+#[expect(clippy::cast_sign_loss, reason = "a thread's time is never negative")]
+pub(in crate::driver) fn thread_cpu_ns() -> u64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `t` outlives the call, and the calling thread's clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+/// Lets the calling thread rest.
+pub(in crate::driver) fn rest(ms: i32) {
+    // SAFETY: no descriptor is passed, so none is looked at.
+    unsafe { libc::poll(std::ptr::null_mut(), 0, ms) };
+}
+
+/// Gives memory that was freed back to the system, as far as the allocator can. May take milliseconds.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number; the allocator takes its own locks.
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// A non-blocking TCP socket towards `address`, with those of `tcp`'s options that matter from the first byte.
@@ -225,9 +251,31 @@ pub(in crate::driver) fn accept(fd: i32) -> Result<Option<Socket>, Errno> {
 
 /// Receives what is there. `Ok(None)`: nothing yet; `Ok(Some(0))`: the end of the stream.
 pub(in crate::driver) fn recv(fd: i32, into: &mut [u8]) -> Result<Option<usize>, Errno> {
+    recv_as(fd, into, 0)
+}
+
+/// Looks at what is there and leaves it there; answers as [`recv`] does.
+pub(in crate::driver) fn peek(fd: i32, into: &mut [u8]) -> Result<Option<usize>, Errno> {
+    recv_as(fd, into, libc::MSG_PEEK)
+}
+
+/// Drops the first `seen.len()` bytes of what was [peeked](peek) at, without copying them (MSG_TRUNC, tcp(7)).
+pub(in crate::driver) fn discard(fd: i32, mut seen: &mut [u8]) -> Result<(), Errno> {
+    while !seen.is_empty() {
+        match recv_as(fd, seen, libc::MSG_TRUNC)? {
+            Some(n) if n > 0 => seen = &mut seen[n..],
+            // What was seen is still there, unless somebody else read it.
+            _ => return Err(Errno(libc::EIO)),
+        }
+    }
+    Ok(())
+}
+
+fn recv_as(fd: i32, into: &mut [u8], flags: i32) -> Result<Option<usize>, Errno> {
+    let (start, len) = (into.as_mut_ptr().cast(), into.len());
     loop {
-        // SAFETY: the kernel writes at most `into.len()` bytes to `into`, which outlives the call.
-        let n = unsafe { libc::recv(fd, into.as_mut_ptr().cast(), into.len(), libc::MSG_DONTWAIT) };
+        // SAFETY: the kernel writes at most `len` bytes to `into`, which outlives the call.
+        let n = unsafe { libc::recv(fd, start, len, flags | libc::MSG_DONTWAIT) };
         if let Ok(n) = usize::try_from(n) {
             return Ok(Some(n));
         }
@@ -373,6 +421,19 @@ pub fn pin(cpu: usize) -> io::Result<()> {
     // SAFETY: `set` outlives the call and its size is given.
     let result = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets what `command` starts run on this CPU alone, and end when the thread that starts it does.
+pub fn confine(command: &mut Command, cpu: usize) {
+    let in_child = move || {
+        pin(cpu)?;
+        // SAFETY: takes and returns numbers.
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and touches nothing but its own stack: it takes
+    // no lock and no memory.
+    unsafe { command.pre_exec(in_child) };
 }
 
 /// Raises the limit of open descriptors as far as it goes; returns it.

@@ -22,26 +22,29 @@ pub(in crate::driver) struct Seen {
 }
 
 impl Wide {
-    /// Receives from one socket and sends to the other.
+    /// Receives from one socket and sends to the other. Of what that does not take at most `tail_max` bytes are kept:
+    /// where more could be left, the bytes are only looked at first, and the rest stays in the source's socket.
     pub(in crate::driver) fn carry(
         &mut self,
         from: i32,
         to: i32,
         pool: &mut Pool,
+        tail_max: u32,
     ) -> (Carried, Seen) {
         if self.buffer.is_empty() {
             self.buffer.resize(limits::WIDE_BYTES as usize, 0);
         }
-        // A tail must find buffers, and is to be short: no more is received than there seems to be room for.
+        // A tail must find buffers.
         let least = pool.buffer_bytes() as usize;
-        let tail_max = pool.free() / 2 * least;
-        let most = self.buffer.len().min(sys::send_room(to).max(least)).min(tail_max);
+        let tail_max = (pool.free().div_ceil(2) * least).min(tail_max as usize);
         let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
-        if most == 0 {
+        if tail_max == 0 {
             carried.source = Some(Received::Failed(Errno::NO_BUFFERS));
             return (carried, Seen { dry: false });
         }
-        let received = match sys::recv(from, &mut self.buffer[..most]) {
+        let most = self.buffer.len().min(sys::send_room(to).max(least));
+        let look = if most > tail_max { sys::peek } else { sys::recv };
+        let seen = match look(from, &mut self.buffer[..most]) {
             Ok(Some(n)) if n > 0 => n,
             Ok(Some(_)) => {
                 carried.source = Some(Received::End);
@@ -53,23 +56,30 @@ impl Wide {
                 return (carried, Seen { dry: false });
             }
         };
-        let bytes = &self.buffer[..received];
-        match sys::send(to, bytes) {
-            Ok(taken) => {
-                carried.taken = u32::try_from(taken).unwrap_or(u32::MAX);
-                carried.tail = chain(pool, &bytes[taken..]);
+        let taken = match sys::send(to, &self.buffer[..seen]) {
+            Ok(taken) => taken,
+            Err(e) => {
+                carried.failed = Some(e);
+                return (carried, Seen { dry: false });
             }
-            Err(e) => carried.failed = Some(e),
+        };
+        carried.taken = u32::try_from(taken).unwrap_or(u32::MAX);
+        let kept = seen.min(taken + tail_max);
+        carried.tail = chain(pool, &self.buffer[taken..kept]);
+        if most > tail_max
+            && let Err(e) = sys::discard(from, &mut self.buffer[..kept])
+        {
+            carried.source = Some(Received::Failed(e));
         }
-        (carried, Seen { dry: received < most })
+        (carried, Seen { dry: seen < most && kept == seen })
     }
 }
 
 /// Copies bytes into chained buffers, of which there are enough.
-fn chain(pool: &mut Pool, mut bytes: &[u8]) -> Option<(BufferId, BufferId)> {
+pub(in crate::driver) fn chain(pool: &mut Pool, mut bytes: &[u8]) -> Option<(BufferId, BufferId)> {
     let mut ends: Option<(BufferId, BufferId)> = None;
     while !bytes.is_empty() {
-        let buffer = pool.take().expect("half of the free buffers hold more than was received");
+        let buffer = pool.take().expect("half of the free buffers hold what is kept");
         let n = pool.fill(buffer, bytes);
         bytes = &bytes[n..];
         ends = Some(match ends {

@@ -10,6 +10,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod dir;
+pub mod glance;
 pub mod opening;
 pub mod parcel;
 pub mod relay;
@@ -17,13 +19,13 @@ pub mod routes;
 pub(crate) mod sabotage;
 
 use crate::config::{Hop, Listener, OnBackendFail, limits};
-use crate::driver::{Completion, Driver, Errno, Interest, Key, Op, Side, Socket};
+use crate::driver::{Completion, Driver, Errno, Key, Op, Side, Socket};
 use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::{BackendIndex, Snapshot};
 use crate::tally::{RouteTally, ShardTally};
 use crate::time::Time;
+use dir::{Dir, Watch};
 use opening::{Opening, Question, Reply};
-use relay::Dir;
 use routes::Routes;
 use sabotage::Mutation;
 use std::collections::VecDeque;
@@ -63,13 +65,14 @@ pub struct Session {
     /// When the client's bytes that have no answer yet went to the backend.
     asked: Option<Time>,
     connect_ns: u64,
+    /// What it did so far, and how much of that was weighed.
+    work: u32,
+    weighed: u32,
     backend: Option<BackendIndex>,
     /// Index into the snapshot's listeners.
     listener: u16,
     arm: Arm,
     hop: Hop,
-    /// True exactly while a poll of the client's socket is in flight.
-    watching: bool,
     /// While its shard spins, its sockets are read straight: no receive is armed.
     hot: bool,
     /// The backend's socket has the options that find a vanished end.
@@ -125,15 +128,26 @@ impl Session {
         session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
         match attached {
             Ok(()) => session.go_on_opening(step, None),
-            Err(_) => {
-                session.end(step, EndReason::NoDescriptors);
-                // The driver does not know it as this session's.
-                if let Some(client) = session.ends[Side::Client as usize].take() {
-                    step.driver.close(None, client);
-                }
-            }
+            Err(_) => session.end_unattached(step, EndReason::NoDescriptors),
         }
         session
+    }
+
+    /// A session that is over before it began.
+    pub fn stillborn<D: Driver>(step: &mut Step<'_, D>, birth: Birth, why: EndReason) -> Self {
+        let (arm, pool) = birth.snapshot.assign(usize::from(birth.listener));
+        let mut session = Self::unborn(step, birth, arm);
+        session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
+        session.end_unattached(step, why);
+        session
+    }
+
+    /// Ends it when the driver does not know the client's socket as this session's.
+    fn end_unattached<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) {
+        self.end(step, why);
+        if let Some(client) = self.ends[Side::Client as usize].take() {
+            step.driver.close(None, client);
+        }
     }
 
     /// A session of which nothing is known yet but its birth.
@@ -152,11 +166,12 @@ impl Session {
             moved: step.now,
             asked: None,
             connect_ns: 0,
+            work: 0,
+            weighed: 0,
             backend: None,
             listener,
             arm,
             hop: relay::shape(hop, step.driver.counts_credit()),
-            watching: false,
             guarded: false,
             hot: false,
             retime: true,
@@ -187,11 +202,13 @@ impl Session {
             Stage::Relaying => {
                 let after = |from: Time, ms: Option<u32>| ms.map(|ms| from.plus_ms(u64::from(ms)));
                 let half = timeouts.half_closed_ms.filter(|_| self.is_half_closed());
+                let deaf = self.is_deaf();
                 [
                     after(self.accepted, (!self.guarded).then_some(limits::GUARD_AFTER_MS)),
                     after(self.moved, timeouts.idle_ms),
                     after(self.moved, half),
                     after(self.accepted, timeouts.age_ms),
+                    after(self.moved, deaf.then_some(limits::WATCH_PAUSED_AFTER_MS)),
                 ]
                 .into_iter()
                 .flatten()
@@ -212,20 +229,16 @@ impl Session {
                     return self.end(step, why);
                 }
                 if opening.connect_is_due(step.now, timeouts.connect_ms) {
-                    opening.gave_up = true;
+                    opening.gave_up = Some(step.now);
                     step.driver.cancel(step.key, Op::Connect);
-                } else if let (false, Some(client)) = (self.watching, &self.ends[0]) {
+                } else {
                     opening.watched = true;
-                    self.watching = true;
-                    step.driver.arm_poll(step.key, Side::Client, client, Interest::Gone);
+                    self.listen_early(step);
                 }
                 self.retime = true;
             }
-            Stage::Relaying if !self.guarded => self.guard(step),
-            Stage::Relaying => {
-                let why = self.why_due(step.now);
-                self.end(step, why);
-            }
+            Stage::Relaying => self.look(step),
+            Stage::Settling { .. } if sabotage::is(Mutation::SettlesForever) => {}
             Stage::Settling { .. } => self.unsettle(step),
             Stage::Ending { since, .. } => {
                 *since = step.now;
@@ -255,9 +268,6 @@ impl Session {
             self.tell(step, side, why);
         }
         self.drop_queues(step);
-        if self.watching {
-            step.driver.cancel(step.key, Op::Poll(Side::Client));
-        }
     }
 
     /// Whether nothing of it is in flight, and what that means for it.
@@ -268,7 +278,7 @@ impl Session {
             Stage::Settling { .. } => Rest::Settled,
             Stage::Ending { .. } => Rest::Ended,
         };
-        let in_flight = self.watching || !self.dirs.iter().all(Dir::at_rest);
+        let in_flight = !self.dirs.iter().all(Dir::at_rest);
         if in_flight && !sabotage::is(Mutation::ClosedInFlight) { Rest::None } else { rest }
     }
 
@@ -325,13 +335,18 @@ impl Session {
         })
     }
 
-    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go.
+    /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go. One
+    /// that was ending keeps its reason.
     pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) -> Option<Ended> {
         for socket in self.ends.iter_mut().filter_map(Option::take) {
             step.driver.abort(&socket);
             step.driver.close(None, socket);
         }
-        self.stage = Stage::Ending { why, since: step.now };
+        self.stage = match self.stage {
+            // Its ends were told of that.
+            Stage::Ending { why, since } => Stage::Ending { why, since },
+            _ => Stage::Ending { why, since: step.now },
+        };
         self.bury(step)
     }
 
@@ -357,27 +372,47 @@ impl Session {
         &self.snapshot.config.listeners[usize::from(self.listener)]
     }
 
+    fn is_deaf(&self) -> bool {
+        self.dirs.iter().any(Dir::is_deaf) && !sabotage::is(Mutation::DeafWhilePaused)
+    }
+
+    /// Does what is due while it relays.
+    fn look<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        self.retime = true;
+        if let Some(why) = self.why_due(step.now) {
+            return self.end(step, why);
+        }
+        if !self.guarded && step.now >= self.accepted.plus_ms(limits::GUARD_AFTER_MS.into()) {
+            self.guard(step);
+        }
+        for side in Side::BOTH {
+            if self.dirs[side as usize].is_deaf() {
+                self.watch(step, side);
+            }
+        }
+    }
+
     /// Sets the options of the backend's socket that a short session has no use for.
     fn guard<D: Driver>(&mut self, step: &mut Step<'_, D>) {
         self.guarded = true;
-        self.retime = true;
         if let Some(backend) = &self.ends[Side::Backend as usize] {
             // It fails where the connection is gone, which a receive is about to say.
             let _ = step.driver.guard(backend, &self.listener().tcp);
         }
     }
 
-    /// Which of the relay's limits has run out.
-    fn why_due(&self, now: Time) -> EndReason {
+    /// Which of the relay's limits has run out, if any.
+    fn why_due(&self, now: Time) -> Option<EndReason> {
         let timeouts = &self.listener().timeouts;
         let due =
             |from: Time, ms: Option<u32>| ms.is_some_and(|ms| now >= from.plus_ms(u64::from(ms)));
+        let half = timeouts.half_closed_ms.filter(|_| self.is_half_closed());
         if due(self.accepted, timeouts.age_ms) {
-            EndReason::Age
+            Some(EndReason::Age)
         } else if due(self.moved, timeouts.idle_ms) {
-            EndReason::Idle
+            Some(EndReason::Idle)
         } else {
-            EndReason::HalfClosed
+            due(self.moved, half).then_some(EndReason::HalfClosed)
         }
     }
 
@@ -430,7 +465,7 @@ impl Session {
             return self.give_up_backend(step);
         };
         opening.connecting = false;
-        let result = if opening.gave_up { Err(Errno::TIMED_OUT) } else { result };
+        let result = if opening.gave_up.is_some() { Err(Errno::TIMED_OUT) } else { result };
         let took_ns = step.now.since_ns(opening.began);
         let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
         match result {
@@ -470,10 +505,15 @@ impl Session {
         if self.dirs[side as usize].polling {
             return self.carry(step, side);
         }
-        self.watching = false;
-        // While it relays, the receive finds out by itself.
-        if result.is_ok() && matches!(self.stage, Stage::Opening(_)) {
-            self.end(step, EndReason::ClientLeft);
+        let dir = &mut self.dirs[side as usize];
+        dir.watch = Watch::Off;
+        self.retime = true;
+        match self.stage {
+            Stage::Opening(_) if result.is_ok() => self.end(step, EndReason::ClientLeft),
+            // What is received from is heard by that.
+            Stage::Relaying if result.is_ok() && dir.is_deaf() => self.on_gone(step, side),
+            Stage::Relaying => self.arm(step, side),
+            Stage::Opening(_) | Stage::Settling { .. } | Stage::Ending { .. } => {}
         }
     }
 
@@ -486,6 +526,7 @@ impl Session {
         route.open.add(1);
         self.route = Some(route);
         for side in Side::BOTH {
+            self.send_next(step, side);
             self.arm(step, side);
         }
     }
@@ -508,7 +549,8 @@ impl Session {
             if self.dirs[side as usize].armed {
                 step.driver.cancel(step.key, Op::Recv(side));
             }
-            if self.dirs[side as usize].polling {
+            let dir = &self.dirs[side as usize];
+            if dir.polling || dir.watch == Watch::On {
                 step.driver.cancel(step.key, Op::Poll(side));
             }
         }
@@ -525,7 +567,7 @@ impl Session {
                 (dir.armed, Op::Recv(side)),
                 (dir.sending, Op::Send(side.other())),
                 (dir.connecting, Op::Connect),
-                (dir.polling || (self.watching && side == Side::Client), Op::Poll(side)),
+                (dir.polling || dir.watch == Watch::On, Op::Poll(side)),
             ];
             for (_, op) in in_flight.into_iter().filter(|(is, _)| *is) {
                 step.driver.cancel(step.key, op);

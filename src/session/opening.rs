@@ -45,8 +45,8 @@ pub struct Opening {
     pub began: Time,
     /// True exactly while a connect is in flight.
     pub connecting: bool,
-    /// The attempt in flight ran out of time and was cancelled.
-    pub gave_up: bool,
+    /// The attempt in flight ran out of time, and when it was cancelled last.
+    pub gave_up: Option<Time>,
     /// The client is being watched for leaving, or was.
     pub watched: bool,
     /// No backend could be reached, and the client is told at this moment.
@@ -73,7 +73,7 @@ impl Opening {
             attempts: 0,
             began: Time::default(),
             connecting: false,
-            gave_up: false,
+            gave_up: None,
             watched: false,
             refused: None,
         }
@@ -96,7 +96,7 @@ impl Opening {
         self.began = now;
         self.attempts += 1;
         self.connecting = true;
-        self.gave_up = false;
+        self.gave_up = None;
     }
 
     /// Whether a failed attempt will be followed by another.
@@ -114,9 +114,9 @@ impl Opening {
         let connect = self.began.plus_ms(u64::from(connect_ms));
         match (self.gave_up, self.watched) {
             // The cancelled connect has a second to say so; then it is asked again.
-            (true, _) => connect.plus_ms(limits::ENDING_MS_MAX),
-            (false, true) => connect,
-            (false, false) => connect.min(self.began.plus_ms(limits::WATCH_CLIENT_AFTER_MS)),
+            (Some(at), _) => at.plus_ms(limits::ENDING_MS_MAX),
+            (None, true) => connect,
+            (None, false) => connect.min(self.began.plus_ms(limits::WATCH_CLIENT_AFTER_MS)),
         }
     }
 

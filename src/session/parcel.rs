@@ -7,6 +7,7 @@
 
 mod record;
 
+use super::dir::Watch;
 use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};
@@ -88,12 +89,9 @@ impl Session {
             if dir.armed {
                 step.driver.cancel(step.key, Op::Recv(side));
             }
-            if dir.polling {
+            if dir.polling || dir.watch == Watch::On {
                 step.driver.cancel(step.key, Op::Poll(side));
             }
-        }
-        if self.watching {
-            step.driver.cancel(step.key, Op::Poll(Side::Client));
         }
     }
 
@@ -168,11 +166,6 @@ impl Session {
         parcel: Box<Parcel>,
         frozen_ns: u64,
     ) -> Result<Self, Box<Parcel>> {
-        let pool = step.driver.pool();
-        let needed = |half: &Half| half.tail.len().div_ceil(pool.buffer_bytes() as usize);
-        if parcel.dirs.iter().map(needed).sum::<usize>() > pool.free() {
-            return Err(parcel);
-        }
         for side in Side::BOTH {
             if step.driver.attach(step.key, side, &parcel.ends[side as usize]).is_err() {
                 if side == Side::Backend {
@@ -185,11 +178,11 @@ impl Session {
     }
 
     fn reborn<D: Driver>(step: &mut Step<'_, D>, parcel: Parcel, frozen_ns: u64) -> Self {
-        let tails = parcel.dirs.each_ref().map(|half| half.tail.clone());
+        let mut parcel = parcel;
+        let tails = parcel.dirs.each_mut().map(|half| std::mem::take(&mut half.tail));
         let mut session = Self::without_tails(step, parcel, frozen_ns);
         for (dir, tail) in session.dirs.iter_mut().zip(tails) {
-            let filled = dir.refill(step.driver.pool(), &tail);
-            assert!(filled, "room for it was found before");
+            dir.refill(step.driver.pool(), tail);
         }
         session.unsettle(step);
         session

@@ -1,4 +1,4 @@
-//! Bytes on their way: two [`Dir`]s, one text for both directions, moved by completions.
+//! Bytes on their way: two [`Dir`](super::dir::Dir)s, one text for both directions, moved by completions.
 //!
 //! ```text
 //! Dir:  idle -arm-> receiving -bytes-> sent at once, in order, one send in flight
@@ -11,150 +11,14 @@
 //! packets. Only where the destination does not take bytes as fast as they come are queued ones packed together, so
 //! that a queue of small messages does not hold a buffer for each.
 
+use super::dir::Watch;
 use super::sabotage::{self, Mutation};
 use super::{Session, Stage, Step};
 use crate::config::{Hop, limits};
-use crate::driver::pool::{BufferId, Pool};
+use crate::driver::pool::BufferId;
 use crate::driver::{self, Driver, Errno, Interest, Received, Side};
 use crate::event::EndReason;
 use crate::time::Time;
-
-/// One direction of a session: the bytes of one side on their way to the other.
-#[derive(Debug, Default)]
-pub struct Dir {
-    /// First and last buffer of the queue. The first is the one being sent, while `sending`.
-    queue: Option<(BufferId, BufferId)>,
-    /// Bytes in the queue.
-    queued: u32,
-    /// Bytes the destination took.
-    pub(super) bytes: u64,
-    /// True exactly while a receive is in flight.
-    pub(super) armed: bool,
-    /// True exactly while a send is in flight.
-    pub(super) sending: bool,
-    /// The send in flight was asked to end before it has taken all.
-    pub(super) cut: bool,
-    /// True exactly while a connect of this side's socket is in flight though the session is ending.
-    pub(super) connecting: bool,
-    /// True exactly while a poll of the source is in flight, to carry what comes in wide steps.
-    pub(super) polling: bool,
-    /// It proved bulky: it is carried in wide steps.
-    wide: bool,
-    /// Receives in a row that prove the opposite of what `wide` says.
-    streak: u8,
-    /// It waits for a buffer, in the shard's queue of such.
-    starved: bool,
-    /// The source has finished.
-    pub(super) eof: bool,
-    /// The destination was told so.
-    pub(super) finished: bool,
-}
-
-impl Dir {
-    /// Whether nothing of it is in flight.
-    pub(super) const fn at_rest(&self) -> bool {
-        !self.armed && !self.sending && !self.connecting && !self.polling
-    }
-
-    /// Whether the destination has taken all that was received.
-    pub(super) const fn is_empty(&self) -> bool {
-        self.queue.is_none()
-    }
-
-    /// Appends a buffer, or moves its bytes into the last one where that is not being sent and has room.
-    fn push(&mut self, pool: &mut Pool, buffer: BufferId) {
-        self.queued += pool.filled(buffer);
-        let Some((first, last)) = self.queue else {
-            self.queue = Some((buffer, buffer));
-            return;
-        };
-        let being_sent = self.sending && first == last;
-        if being_sent || !pool.merge(last, buffer) {
-            if sabotage::is(Mutation::WrongOrder) && first != last {
-                return self.push_behind_first(pool, buffer);
-            }
-            pool.set_next(last, buffer);
-            self.queue = Some((first, buffer));
-        }
-    }
-
-    /// How many bytes it holds, by its own count and by its buffers.
-    #[cfg(test)]
-    pub(super) fn held(&self, pool: &Pool) -> (u64, u64) {
-        let mut bytes = 0;
-        let mut next = self.queue.map(|(first, _)| first);
-        while let Some(buffer) = next {
-            bytes += u64::from(pool.filled(buffer));
-            next = pool.next(buffer).filter(|_| Some(buffer) != self.queue.map(|(_, last)| last));
-        }
-        (u64::from(self.queued), bytes)
-    }
-
-    /// Queues a buffer too early: what [`Mutation::WrongOrder`] does.
-    fn push_behind_first(&self, pool: &mut Pool, buffer: BufferId) {
-        let Some((first, _)) = self.queue else { return };
-        if let Some(second) = pool.next(first) {
-            pool.set_next(buffer, second);
-        }
-        pool.set_next(first, buffer);
-    }
-
-    /// Removes the first `n` bytes of the first buffer, and the buffer where those are all.
-    fn took(&mut self, pool: &mut Pool, n: u32) {
-        let Some((first, last)) = self.queue else { return };
-        self.queued -= n;
-        if n < pool.filled(first) {
-            return pool.consume(first, n);
-        }
-        self.queue = if first == last { None } else { pool.next(first).map(|next| (next, last)) };
-        pool.give_back(first);
-        if sabotage::is(Mutation::DoubleGiveBack) {
-            pool.give_back(first);
-        }
-    }
-
-    /// Appends a chain of buffers to an empty queue.
-    fn adopt(&mut self, pool: &Pool, first: BufferId, last: BufferId) {
-        debug_assert!(self.is_empty(), "a wide step begins when all before it was taken");
-        self.queue = Some((first, last));
-        let mut next = Some(first);
-        while let Some(buffer) = next {
-            self.queued += pool.filled(buffer);
-            next = if buffer == last { None } else { pool.next(buffer) };
-        }
-    }
-
-    /// Gives the whole queue back.
-    fn discard(&mut self, pool: &mut Pool) {
-        while let Some((first, _)) = self.queue {
-            self.took(pool, pool.filled(first));
-        }
-    }
-
-    /// Gives the whole queue back and returns its bytes.
-    pub(super) fn empty(&mut self, pool: &mut Pool) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.queued as usize);
-        while let Some((first, _)) = self.queue {
-            bytes.extend_from_slice(pool.bytes(first));
-            self.took(pool, pool.filled(first));
-        }
-        bytes
-    }
-
-    /// Fills an empty queue. Whether the pool had buffers enough; where not, nothing is queued.
-    pub(super) fn refill(&mut self, pool: &mut Pool, mut bytes: &[u8]) -> bool {
-        if bytes.len().div_ceil(pool.buffer_bytes() as usize) > pool.free() {
-            return false;
-        }
-        while !bytes.is_empty() {
-            let Some(buffer) = pool.take() else { return false };
-            let n = pool.fill(buffer, bytes);
-            bytes = &bytes[n..];
-            self.push(pool, buffer);
-        }
-        true
-    }
-}
 
 /// The shape a hop takes on a driver.
 pub(super) const fn shape(wanted: Hop, counts_credit: bool) -> Hop {
@@ -183,11 +47,13 @@ impl Session {
         more: bool,
     ) {
         self.dirs[side as usize].armed = more;
-        if matches!(self.stage, Stage::Ending { .. } | Stage::Opening(_)) {
-            if let Received::Bytes(buffer) = what {
-                step.driver.pool().give_back(buffer);
+        match (&self.stage, what) {
+            (Stage::Ending { .. }, Received::Bytes(buffer)) => {
+                return step.driver.pool().give_back(buffer);
             }
-            return;
+            (Stage::Ending { .. }, _) => return,
+            (Stage::Opening(_), _) => return self.on_early(step, what),
+            (Stage::Relaying | Stage::Settling { .. }, _) => {}
         }
         match what {
             Received::Bytes(buffer) => self.forward(step, side, buffer),
@@ -207,6 +73,28 @@ impl Session {
             Received::Failed(Errno::NO_BUFFERS | Errno::CANCELED) => self.arm(step, side),
             Received::Failed(e) => self.failed(step, side, e),
         }
+    }
+
+    /// Listens to a client whose backend takes its time.
+    pub(super) fn listen_early<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        let dir = &mut self.dirs[Side::Client as usize];
+        let (false, Some(client)) = (dir.armed, &self.ends[Side::Client as usize]) else { return };
+        dir.armed = true;
+        step.driver.arm_recv(step.key, Side::Client, client, driver::Arm::Once);
+    }
+
+    /// Takes what came from a client that has no backend yet: one that finishes without a word has left. What it said
+    /// is kept for the backend, and then only a poll listens.
+    fn on_early<D: Driver>(&mut self, step: &mut Step<'_, D>, what: Received) {
+        let dir = &mut self.dirs[Side::Client as usize];
+        match what {
+            Received::Bytes(buffer) => dir.push(step.driver.pool(), buffer),
+            Received::End if dir.is_empty() => return self.end(step, EndReason::ClientLeft),
+            Received::End => dir.eof = true,
+            Received::Failed(Errno::NO_BUFFERS | Errno::CANCELED) => {}
+            Received::Failed(_) => return self.end(step, EndReason::ClientLeft),
+        }
+        self.watch(step, Side::Client);
     }
 
     /// Takes the end of a send to `side`.
@@ -229,7 +117,8 @@ impl Session {
             }
             return;
         }
-        let cut = std::mem::take(&mut dir.cut);
+        let (cut, spills) = (std::mem::take(&mut dir.cut), std::mem::take(&mut dir.spills));
+        dir.lingers = false;
         let is_short = dir.queue.is_some_and(|(first, _)| taken < step.driver.pool().filled(first));
         dir.took(step.driver.pool(), taken);
         self.note_taken(step.now, source, taken);
@@ -243,11 +132,55 @@ impl Session {
         if !self.is_relaying() {
             return self.settle_rest(step);
         }
+        if spills {
+            self.dirs[source as usize].spill(step.driver.pool());
+        }
         self.send_next(step, source);
         self.finish_if_drained(step, source);
         if !sabotage::is(Mutation::LostWakeUp) {
             self.arm(step, source);
         }
+    }
+
+    /// Moves what waits for a slow destination out of the pool, so that others find buffers. To be called now and then
+    /// while the pool is low: a send that was in flight at the last call and still is does not end soon.
+    pub fn spill<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        for side in Side::BOTH.into_iter().filter(|_| !sabotage::is(Mutation::NeverSpills)) {
+            let dir = &mut self.dirs[side as usize];
+            let Some((first, _)) = dir.queue else { continue };
+            if !dir.sending {
+                // What a client said early: its backend takes its time.
+                dir.spill(step.driver.pool());
+                continue;
+            }
+            let lingered = std::mem::replace(&mut dir.lingers, true);
+            if !lingered || !matches!(self.stage, Stage::Relaying) {
+                continue;
+            }
+            let pool = step.driver.pool();
+            dir.spill(pool);
+            if !pool.is_spilled(first) && !dir.cut {
+                (dir.cut, dir.spills) = (true, true);
+                step.driver.cancel(step.key, driver::Op::Send(side.other()));
+            }
+        }
+    }
+
+    /// Takes note that the connection of `side`, of which nothing receives, is gone.
+    pub(super) fn on_gone<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
+        let Some(socket) = &self.ends[side as usize] else { return };
+        match step.driver.take_error(socket) {
+            Err(e) => self.failed(step, side, e),
+            Ok(()) => self.dirs[side as usize].watch = Watch::Over,
+        }
+    }
+
+    /// Begins to listen for the end of `side`'s connection, where that is not heard already.
+    pub(super) fn watch<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
+        let dir = &mut self.dirs[side as usize];
+        let (Watch::Off, Some(socket)) = (dir.watch, &self.ends[side as usize]) else { return };
+        dir.watch = Watch::On;
+        step.driver.arm_poll(step.key, side, socket, Interest::Gone);
     }
 
     /// Arms a receive from `side` again that found no buffer. Whether it still wanted to.
@@ -263,16 +196,24 @@ impl Session {
     pub(super) fn arm<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side) {
         let dir = &mut self.dirs[side as usize];
         let in_flight = dir.armed || dir.polling || dir.starved;
+        if in_flight || dir.eof || !matches!(self.stage, Stage::Relaying) {
+            return;
+        }
         // A hot session is read by `read_now`, unless it has become bulky.
-        if in_flight || (self.hot && !dir.wide) || dir.eof || !matches!(self.stage, Stage::Relaying)
-        {
+        if self.hot && !dir.wide {
+            self.retime |= dir.sending;
             return;
         }
         let Some(socket) = &self.ends[side as usize] else { return };
         if dir.wide {
-            if dir.is_empty() {
-                dir.polling = true;
-                step.driver.arm_poll(step.key, side, socket, Interest::Readable);
+            match dir.watch {
+                _ if !dir.is_empty() => self.retime = true,
+                // One poll of a side at a time: its end arms again.
+                Watch::On => step.driver.cancel(step.key, driver::Op::Poll(side)),
+                Watch::Off | Watch::Over => {
+                    dir.polling = true;
+                    step.driver.arm_poll(step.key, side, socket, Interest::Readable);
+                }
             }
             return;
         }
@@ -286,9 +227,11 @@ impl Session {
             Hop::Multishot if !low && dir.queued <= high_water / 2 => {
                 driver::Arm::Multi(high_water - dir.queued)
             }
-            Hop::Multishot => return,
-            _ if dir.queued == 0 => driver::Arm::Once,
-            _ => return,
+            Hop::Linked | Hop::Oneshot | Hop::Auto if dir.queued == 0 => driver::Arm::Once,
+            _ => {
+                self.retime = true;
+                return;
+            }
         };
         dir.armed = true;
         step.driver.arm_recv(step.key, side, socket, arm);
@@ -306,9 +249,13 @@ impl Session {
         else {
             return;
         };
-        let carried = step.driver.carry_wide(step.key, source, from, to);
+        let high_water = self.snapshot.config.limits.high_water_bytes;
+        let carried = step.driver.carry_wide(step.key, source, from, to, high_water);
         if let Some((first, last)) = carried.tail {
             dir.adopt(step.driver.pool(), first, last);
+            if sabotage::is(Mutation::WideTailLost) {
+                dir.discard(step.driver.pool());
+            }
         }
         let moved = carried.taken + dir.queued;
         let small = moved < step.driver.pool().buffer_bytes();
@@ -324,6 +271,11 @@ impl Session {
             return self.failed(step, source.other(), e);
         }
         self.send_next(step, source);
+        if carried.source == Some(Received::Failed(Errno::NO_BUFFERS)) {
+            // A receive of the usual size may still find one.
+            let dir = &mut self.dirs[source as usize];
+            (dir.wide, dir.streak) = (false, 0);
+        }
         match carried.source {
             Some(what) => self.on_received(step, source, what, false),
             None => self.arm(step, source),
@@ -350,7 +302,7 @@ impl Session {
     /// Passes received bytes on.
     fn forward<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, buffer: BufferId) {
         self.note_arrival(step.now, side);
-        let wide = step.driver.has_plain_calls() && !self.watching;
+        let wide = step.driver.has_plain_calls();
         let dir = &mut self.dirs[side as usize];
         let pool = step.driver.pool();
         let full = wide && pool.filled(buffer) == pool.buffer_bytes();
@@ -391,7 +343,9 @@ impl Session {
         };
         match step.driver.send_now(to, first) {
             Ok(taken) => {
-                dir.took(step.driver.pool(), taken);
+                if !sabotage::is(Mutation::HotSentTwice) {
+                    dir.took(step.driver.pool(), taken);
+                }
                 self.note_taken(step.now, source, taken);
                 true
             }
@@ -427,13 +381,15 @@ impl Session {
         let mut found = false;
         for side in Side::BOTH {
             let dir = &self.dirs[side as usize];
-            let busy = dir.armed || dir.polling || dir.starved || dir.eof || !dir.is_empty();
+            let armed = dir.armed && !sabotage::is(Mutation::ReadWhileArmed);
+            let busy = armed || dir.polling || dir.starved || dir.eof || !dir.is_empty();
             let Some(socket) = &self.ends[side as usize] else { continue };
             if !self.hot || busy || !self.is_relaying() {
                 continue;
             }
             if let Some(what) = step.driver.recv_now(step.key, side, socket) {
-                found = true;
+                // Without a buffer nothing was seen: who called that movement would stay awake for it.
+                found |= what != Received::Failed(Errno::NO_BUFFERS);
                 self.on_received(step, side, what, false);
             }
         }
@@ -454,6 +410,7 @@ impl Session {
     /// The other side took bytes of `source`.
     fn note_taken(&mut self, now: Time, source: Side, taken: u32) {
         self.dirs[source as usize].bytes += u64::from(taken);
+        self.work = self.work.wrapping_add(1 + (taken >> 13));
         if let Some(route) = &self.route {
             let bytes = if source == Side::Client { &route.up_bytes } else { &route.down_bytes };
             bytes.add(u64::from(taken) << u32::from(sabotage::is(Mutation::CountedTwice)));

@@ -29,6 +29,24 @@ pub(crate) enum Mutation {
     TailDoubled,
     /// A session that is carried forgets an end of stream it has to pass on.
     EndForgotten,
+    /// What waits for slow readers stays in the pool while others need its buffers.
+    NeverSpills,
+    /// Of what is spilled a byte is lost.
+    SpillLosesByte,
+    /// Nobody listens whether the source of a paused direction has gone.
+    DeafWhilePaused,
+    /// What a wide step's destination does not take is dropped.
+    WideTailLost,
+    /// What a hot session's destination took at once is sent again.
+    HotSentTwice,
+    /// A hot session is read straight before its receive is over.
+    ReadWhileArmed,
+    /// A session that does not come to rest in time waits on.
+    SettlesForever,
+    /// A shard that fails leaves its mailbox as it is.
+    MailForgotten,
+    /// A shard that fails leaves clients as they are that were accepted and have no session.
+    AcceptedForgotten,
 }
 
 /// Whether this thread runs with that fault.

@@ -5,9 +5,11 @@ use super::mailbox::{Order, Report};
 use super::placement;
 use crate::config::{Name, limits};
 use crate::driver::{Driver, Errno, ListenerId, Socket};
+use crate::event::EndReason;
 use crate::policy::snapshot::Snapshot;
 use crate::session::{Birth, Session};
 use crate::time::Time;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// A listening socket that this shard serves.
@@ -28,6 +30,15 @@ enum State {
     Resting(Time),
     /// It was released, and its last completion is waited for.
     Closing,
+}
+
+/// Clients that came while many did.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    /// They wait for a turn, so that those who have sessions do not wait for all of them.
+    pub(super) waiting: VecDeque<(Socket, Arc<Snapshot>, u16)>,
+    /// How many sessions have begun in this turn.
+    begun: u32,
 }
 
 impl<D: Driver> Shard<D> {
@@ -137,6 +148,7 @@ impl<D: Driver> Shard<D> {
     /// Gives a new client to the shard that has least to do.
     fn place(&mut self, client: Socket, came_in: Option<(Arc<Snapshot>, u16)>) {
         let Some((snapshot, listener)) = came_in else { return self.refuse(client) };
+        let Err((client, snapshot)) = self.hand_over(client, snapshot, listener) else { return };
         let own = self.parts.load.get();
         let neighbours = Arc::clone(&self.neighbours);
         let other = placement::elsewhere(own, &neighbours).filter(|other| other.load.promise());
@@ -157,15 +169,55 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Turns a client away: by a reset, so that nobody takes it for a session.
-    fn refuse(&mut self, client: Socket) {
+    pub(super) fn refuse(&mut self, client: Socket) {
         self.parts.tally.shard.refused_full.add(1);
         self.refused_at = Some(self.now);
         self.driver.abort(&client);
         self.driver.close(None, client);
     }
 
-    /// Begins the session of a client that counts as this shard's load already.
+    /// Takes a client in that counts as this shard's load already: at once, or in a later turn where many come.
     pub(super) fn adopt(&mut self, client: Socket, snapshot: Arc<Snapshot>, listener: u16) {
+        if self.arrivals.begun < limits::BEGINNINGS_PER_TURN_MAX && self.arrivals.waiting.is_empty()
+        {
+            self.arrivals.begun += 1;
+            return self.begin(client, snapshot, listener, None);
+        }
+        self.arrivals.waiting.push_back((client, snapshot, listener));
+    }
+
+    /// Begins sessions of clients that had to wait for this turn. Those that have left meanwhile cost no backend.
+    pub(super) fn admit(&mut self) {
+        for _ in 0..limits::ARRIVALS_PER_TURN_MAX {
+            if self.arrivals.begun >= limits::BEGINNINGS_PER_TURN_MAX {
+                break;
+            }
+            let Some((client, snapshot, listener)) = self.arrivals.waiting.pop_front() else {
+                break;
+            };
+            let left = self.driver.take_error(&client).is_err();
+            self.arrivals.begun += u32::from(!left);
+            self.begin(client, snapshot, listener, left.then_some(EndReason::ClientLeft));
+        }
+        self.arrivals.begun = 0;
+    }
+
+    /// Turns away who waits for a turn that will not come.
+    pub(super) fn refuse_waiting(&mut self) {
+        for (client, ..) in std::mem::take(&mut self.arrivals.waiting) {
+            self.parts.load.sub();
+            self.refuse(client);
+        }
+    }
+
+    /// Begins the session of a client, which ends at once where there is a reason.
+    fn begin(
+        &mut self,
+        client: Socket,
+        snapshot: Arc<Snapshot>,
+        listener: u16,
+        over: Option<EndReason>,
+    ) {
         let key = snapshot.enter(usize::from(listener)).then(|| self.sessions.reserve());
         let Some(Some(key)) = key else {
             if key.is_some() {
@@ -178,8 +230,12 @@ impl<D: Driver> Shard<D> {
         let id = (self.parts.id as u64) << 48 | next_id.get();
         next_id.add(1);
         self.parts.tally.shard.sessions.add(1);
-        let session =
-            Session::begin(&mut self.step_of(key), Birth { client, snapshot, listener, id });
+        self.parts.tally.shard.begun.add(1);
+        let birth = Birth { client, snapshot, listener, id };
+        let session = match over {
+            None => Session::begin(&mut self.step_of(key), birth),
+            Some(why) => Session::stillborn(&mut self.step_of(key), birth, why),
+        };
         self.sessions.put(key, session);
         self.settle_in(key);
     }

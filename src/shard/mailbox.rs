@@ -2,9 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use super::inquiry::{Inquiry, Listed, MoveSaid, Weighed};
 use crate::driver::{ListenerId, Socket, Waker};
 use crate::event::EndReason;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 /// What a shard is told to do. Orders are followed in the order they were sent.
 #[derive(Debug)]
@@ -25,12 +26,12 @@ pub enum Order {
         /// Its socket.
         client: Socket,
         /// The config its session is to live by.
-        snapshot: std::sync::Arc<crate::policy::snapshot::Snapshot>,
+        snapshot: Arc<crate::policy::snapshot::Snapshot>,
         /// Index into that config's listeners.
         listener: u16,
     },
     /// Placement may hand clients to these shards.
-    Neighbours(std::sync::Arc<[super::placement::Neighbour]>),
+    Neighbours(Arc<[super::placement::Neighbour]>),
     /// Carry all sessions to this shard, those that are still opening when they are open; `None`: no more of that.
     Evict(Option<super::placement::Neighbour>),
     /// Carry one session to this shard, if it is here.
@@ -39,7 +40,29 @@ pub enum Order {
         session: u64,
         /// Where it goes.
         to: super::placement::Neighbour,
+        /// Who wants to know whether it does.
+        told: Option<Arc<Inquiry<MoveSaid>>>,
     },
+    /// Begin this share of the new sessions elsewhere.
+    Share(super::share::Share),
+    /// Keep this many live sessions and carry the others to this shard, instead of all that was to go before.
+    Keep {
+        /// How many stay.
+        sessions: u32,
+        /// Where the others go.
+        to: super::placement::Neighbour,
+    },
+    /// Say what sessions there are, in so many slots from `from` on.
+    List {
+        /// The first slot.
+        from: u32,
+        /// How many.
+        slots: u32,
+        /// Who wants to know.
+        to: Arc<Inquiry<Listed>>,
+    },
+    /// Say what sessions did since this was asked last.
+    Weigh(Arc<Inquiry<Weighed>>),
     /// Take over a session, or send it back to its home where there is no room for it.
     Attach(Box<crate::session::parcel::Parcel>, Option<super::placement::Neighbour>),
     /// End all sessions for this reason, and those that come from now on.

@@ -6,10 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+mod abandon;
 pub mod accept;
+pub mod inquiry;
 pub mod mailbox;
 mod moves;
 pub mod placement;
+pub mod share;
 #[cfg(test)]
 mod simulation;
 mod spin;
@@ -17,7 +20,7 @@ pub mod table;
 pub mod timers;
 
 use crate::config::limits;
-use crate::driver::{Completion, Counters, Driver, Key, Received, Side};
+use crate::driver::{Completion, Driver, Key, Received, Side};
 use crate::event::{EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
 use crate::session::routes::Routes;
@@ -25,11 +28,12 @@ use crate::session::sabotage::{self, Mutation};
 use crate::session::{Rest, Session, Step};
 use crate::tally::Tally;
 use crate::time::Time;
-use accept::Gate;
+use accept::{Arrivals, Gate};
 use arc_swap::ArcSwap;
 use mailbox::{Order, Report};
 use moves::Moves;
 use placement::{Load, Neighbour};
+use share::Share;
 use spin::{Few, Heat, Spin};
 use std::collections::VecDeque;
 use std::io;
@@ -70,11 +74,14 @@ pub struct Shard<D> {
     sessions: Table,
     timers: Timers,
     gates: Vec<Gate>,
+    arrivals: Arrivals,
     /// When a client was last turned away.
     refused_at: Option<Time>,
     moves: Moves,
     neighbours: Arc<[Neighbour]>,
+    share: Share,
     starved: VecDeque<(Key, Side)>,
+    relief: Relief,
     spin: Spin,
     heat: Heat,
     /// Sessions that are read straight.
@@ -86,6 +93,15 @@ pub struct Shard<D> {
     leaving: bool,
     /// Why all sessions end, those included that are still on their way here.
     ending: Option<EndReason>,
+}
+
+/// Where the shard stands in having its sessions [spill](Session::spill).
+#[derive(Debug, Default)]
+struct Relief {
+    /// When to look at sessions next. `None`: the pool is not low.
+    at: Option<Time>,
+    /// From which slot.
+    slot: u32,
 }
 
 /// Whether the loop goes on.
@@ -108,10 +124,13 @@ impl<D: Driver> Shard<D> {
             sessions: Table::default(),
             timers: Timers::new(now),
             gates: Vec::new(),
+            arrivals: Arrivals::default(),
             refused_at: None,
             moves: Moves::default(),
             neighbours: Arc::from([]),
+            share: Share::default(),
             starved: VecDeque::new(),
+            relief: Relief::default(),
             spin: Spin::new(parts.busy_poll_us, now),
             heat: Heat::default(),
             hot: Vec::new(),
@@ -147,6 +166,8 @@ impl<D: Driver> Shard<D> {
         if spins {
             self.spin.looked(self.now, found);
         }
+        self.admit();
+        self.make_room();
         self.feed_starved();
         self.fire_timers();
         self.keep_moving();
@@ -161,16 +182,6 @@ impl<D: Driver> Shard<D> {
             return Ok(Flow::Left);
         }
         Ok(Flow::GoOn)
-    }
-
-    /// Resets all sessions and counts them: the shard has failed, and only its driver is still to go.
-    pub fn abandon(&mut self) {
-        for key in self.sessions.keys() {
-            let Some(mut session) = self.sessions.take(key) else { continue };
-            let ended = session.abandon(&mut self.step_of(key), EndReason::ShardFailed);
-            self.account(&session, ended);
-        }
-        self.lose_parked(EndReason::ShardFailed);
     }
 
     /// Its driver, for tests that own the world behind it.
@@ -195,7 +206,8 @@ impl<D: Driver> Shard<D> {
         }
         let at_once = self.driver.read_clock();
         self.driver.turn(Some(at_once))?;
-        self.look_at_clock(at_once);
+        // Since its last look, for the thread may have been stopped before this turn too.
+        self.look_at_clock(self.now + self.frozen_ns);
         Ok(found)
     }
 
@@ -208,8 +220,9 @@ impl<D: Driver> Shard<D> {
             self.with_session(key, |session, step| moved = session.read_now(step));
             if moved {
                 found = true;
-                let frozen_ns = self.frozen_ns;
-                self.now = Time(self.driver.read_clock().0.saturating_sub(frozen_ns)).max(self.now);
+                let last = self.now + self.frozen_ns;
+                self.driver.read_clock();
+                self.look_at_clock(last);
                 self.note_movement(key);
             }
         }
@@ -242,10 +255,11 @@ impl<D: Driver> Shard<D> {
     fn wake_at(&self) -> (Time, Option<Time>) {
         let latest = self.now.plus_ms(limits::SLEEP_MS_MAX);
         let upkeep = Some(self.upkeep_at).filter(|_| !self.parts.ticked);
-        let due = [self.timers.next(), self.next_gate(), self.next_retry(), upkeep]
+        let due = [self.timers.next(), self.next_gate(), self.next_retry(), self.relief.at, upkeep]
             .into_iter()
             .flatten()
             .min();
+        let due = if self.arrivals.waiting.is_empty() { due } else { Some(self.now) };
         let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;
         let is_near = due.is_some_and(|due| due < latest) || !self.parts.ticked;
         (until, is_near.then_some(until))
@@ -317,9 +331,28 @@ impl<D: Driver> Shard<D> {
         self.account(&session, ended);
     }
 
+    /// While the pool is low, has sessions move what waits for slow destinations out of it, some at a time.
+    fn make_room(&mut self) {
+        if !self.driver.pool().is_low() {
+            self.relief.at = None;
+            return;
+        }
+        let next = Some(self.now.plus_ms(limits::SPILL_LOOK_MS));
+        if *self.relief.at.get_or_insert(self.now) > self.now {
+            return;
+        }
+        self.relief.at = next;
+        let from = self.relief.slot;
+        let (keys, more) = self.sessions.keys_in(from, limits::SPILL_LOOKS_MAX);
+        self.relief.slot = if more { from + limits::SPILL_LOOKS_MAX } else { 0 };
+        for key in keys {
+            self.with_session(key, |session, step| session.spill(step));
+        }
+    }
+
     /// Arms receives again that found no buffer, in the order they waited, as far as buffers have come back.
     fn feed_starved(&mut self) {
-        let mut free = self.driver.pool().free();
+        let mut free = self.driver.pool().unused();
         for _ in 0..self.starved.len() {
             if free == 0 {
                 break;
@@ -345,19 +378,22 @@ impl<D: Driver> Shard<D> {
     /// What need not be done each turn: reports gauges, gives memory back.
     fn keep_up(&mut self) {
         self.upkeep_at = self.now.plus_ms(limits::UPKEEP_MS);
-        let Counters { enters, completions, sq_full, cq_overflow, no_buffers, sends_blocked } =
-            self.driver.counters();
+        let seen = self.driver.counters();
         let shard = &self.parts.tally.shard;
-        shard.enters.set(enters);
-        shard.completions.set(completions);
-        shard.sq_full.set(sq_full);
-        shard.cq_overflow.set(cq_overflow);
-        shard.no_buffers.set(no_buffers);
-        shard.sends_blocked.set(sends_blocked);
+        shard.enters.set(seen.enters);
+        shard.enter_failed.set(seen.enter_failed);
+        shard.completions.set(seen.completions);
+        shard.sq_full.set(seen.sq_full);
+        shard.cq_overflow.set(seen.cq_overflow);
+        shard.no_buffers.set(seen.no_buffers);
+        shard.sends_blocked.set(seen.sends_blocked);
+        shard.cpu_ns.set(seen.cpu_ns);
+        shard.looked_ns.set(self.now.0);
         shard.starved.set(self.starved.len() as u64);
         self.driver.trim();
         let pool = self.driver.pool();
         shard.buffers.set(pool.count() as u64);
+        shard.spilled_bytes.set(pool.spilled_bytes() as u64);
         shard.buffers_free.set(pool.unused() as u64);
         self.sessions.trim();
         self.evict_rest();
@@ -373,7 +409,11 @@ impl<D: Driver> Shard<D> {
                 }
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
                 Order::Evict(to) => self.evict(to),
-                Order::Move { session, to } => self.move_one(session, to),
+                Order::Move { session, to, told } => self.move_one(session, to, told.as_deref()),
+                Order::Share(share) => self.share = share,
+                Order::Keep { sessions, to } => self.keep_only(sessions, &to),
+                Order::List { from, slots, to } => self.list(from, slots, &to),
+                Order::Weigh(to) => self.weigh(&to),
                 Order::Attach(parcel, home) => self.attach(parcel, home),
                 Order::EndAll(why) => self.end_all(why),
                 Order::Leave => self.leaving = true,

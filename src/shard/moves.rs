@@ -29,6 +29,24 @@ pub(super) struct Moves {
     retry_at: Time,
 }
 
+impl Moves {
+    /// Lets all stay that are not on their way yet.
+    pub(super) fn stay(&mut self) {
+        self.evict_to = None;
+        self.waiting.clear();
+    }
+
+    /// How many come to rest.
+    pub(super) fn settling(&self) -> usize {
+        self.settling.len()
+    }
+
+    /// How many wait for room.
+    pub(super) fn parked(&self) -> usize {
+        self.parked.len()
+    }
+}
+
 /// A key no session has, for steps that name none to the driver.
 const NOBODY: Key = Key { slot: u32::MAX, generation: 0 };
 
@@ -67,16 +85,9 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// Sends one session to another shard.
-    pub(super) fn move_one(&mut self, id: u64, to: Neighbour) {
-        let found = self
-            .sessions
-            .keys()
-            .into_iter()
-            .find(|key| self.sessions.session(*key).is_some_and(|session| session.id() == id));
-        if let Some(key) = found {
-            self.moves.waiting.push_back((key, to));
-        }
+    /// Lets one more session go to another shard.
+    pub(super) fn queue_move(&mut self, key: Key, to: Neighbour) {
+        self.moves.waiting.push_back((key, to));
     }
 
     /// Lets the next sessions settle, and forgets those that will not.
@@ -171,7 +182,7 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Keeps a session that nobody has room for: its ends are told nothing, and it goes on when there is.
-    fn park(&mut self, parcel: Box<Parcel>) {
+    pub(super) fn park(&mut self, parcel: Box<Parcel>) {
         self.parts.tally.shard.sessions.add(1);
         match self.ending {
             Some(why) => self.lose(*parcel, why),

@@ -55,9 +55,14 @@ impl Load {
         self.0.compare_exchange(0, LEFT, Relaxed, Relaxed).is_ok()
     }
 
-    /// One less.
+    /// Leaves, whatever it has or was promised: the shard has failed.
+    pub fn fail(&self) {
+        self.0.store(LEFT, Relaxed);
+    }
+
+    /// One less. A shard that has left keeps none.
     pub fn sub(&self) {
-        self.0.fetch_sub(1, Relaxed);
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |load| (load != LEFT).then(|| load - 1));
     }
 
     /// How many now; of a shard that has left, more than any other's.

@@ -92,12 +92,19 @@ impl Table {
     /// Keys of all sessions.
     #[must_use]
     pub fn keys(&self) -> Vec<Key> {
+        self.keys_in(0, u32::MAX).0
+    }
+
+    /// Keys of the sessions in `count` slots from `from` on, and whether there are slots beyond.
+    #[must_use]
+    pub fn keys_in(&self, from: u32, count: u32) -> (Vec<Key>, bool) {
+        let all = u32::try_from(self.generations.len()).unwrap_or(u32::MAX);
+        let until = from.saturating_add(count).min(all);
         let taken = |slot: &u32| {
             let (page, at) = place(*slot);
             self.pages.get(page).and_then(Option::as_ref).is_some_and(|p| p[at].is_some())
         };
-        let slots = 0..u32::try_from(self.generations.len()).unwrap_or(u32::MAX);
-        slots.filter(taken).map(|slot| self.key(slot)).collect()
+        ((from..until).filter(taken).map(|slot| self.key(slot)).collect(), until < all)
     }
 
     /// Gives the memory of empty pages back. Slots are taken from low pages first afterwards, so that others empty.

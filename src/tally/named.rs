@@ -21,67 +21,25 @@ impl<const N: usize> Histogram<N> {
 /// A counter, its name, and whether it is a total rather than a gauge.
 pub type Named<'a> = (&'static str, bool, &'a Count);
 
+/// Takes a tally apart in full, so that a new counter is not forgotten here: totals, gauges, and what is neither.
+macro_rules! counts {
+    ($tally:expr; totals: $($total:ident)*; gauges: $($gauge:ident)*; neither: $($other:ident)*) => {{
+        let Self { $($total,)* $($gauge,)* $($other: _,)* } = $tally;
+        vec![$((stringify!($total), true, $total),)* $((stringify!($gauge), false, $gauge),)*]
+    }};
+}
+
 impl ShardTally {
     /// All but the histogram.
     #[must_use]
     pub fn counts(&self) -> Vec<Named<'_>> {
-        // Taken apart in full, so that a new counter is not forgotten here.
-        let Self {
-            sessions,
-            accepted,
-            placed_elsewhere,
-            accept_failed_exhausted,
-            accept_failed_other,
-            refused_full,
-            connect_retries,
-            turns,
-            enters,
-            completions,
-            sq_full,
-            cq_overflow,
-            no_buffers,
-            starved,
-            sends_blocked,
-            buffers,
-            buffers_free,
-            freezes,
-            watchdog,
-            moves_out,
-            moves_in,
-            moves_failed,
-            moves_upgrade,
-            pause: _,
-            stale,
-            journal_dropped,
-            next_id: _,
-        } = self;
-        vec![
-            ("sessions", false, sessions),
-            ("accepted", true, accepted),
-            ("placed_elsewhere", true, placed_elsewhere),
-            ("accept_failed_exhausted", true, accept_failed_exhausted),
-            ("accept_failed_other", true, accept_failed_other),
-            ("refused_full", true, refused_full),
-            ("connect_retries", true, connect_retries),
-            ("turns", true, turns),
-            ("enters", true, enters),
-            ("completions", true, completions),
-            ("sq_full", true, sq_full),
-            ("cq_overflow", true, cq_overflow),
-            ("no_buffers", true, no_buffers),
-            ("starved", false, starved),
-            ("sends_blocked", true, sends_blocked),
-            ("buffers", false, buffers),
-            ("buffers_free", false, buffers_free),
-            ("freezes", true, freezes),
-            ("watchdog", true, watchdog),
-            ("moves_out", true, moves_out),
-            ("moves_in", true, moves_in),
-            ("moves_failed", true, moves_failed),
-            ("moves_upgrade", true, moves_upgrade),
-            ("stale", true, stale),
-            ("journal_dropped", true, journal_dropped),
-        ]
+        counts!(self;
+            totals: begun cpu_ns accepted placed_elsewhere accept_failed_exhausted accept_failed_other refused_full
+                connect_retries turns enters enter_failed completions sq_full cq_overflow no_buffers spilled_bytes
+                sends_blocked freezes watchdog moves_out moves_in moves_failed moves_upgrade moves_opening
+                moves_ending stale journal_dropped;
+            gauges: sessions starved buffers buffers_free;
+            neither: looked_ns pause next_id)
     }
 
     /// Adds another's counts to these, as the only writer.
@@ -95,25 +53,10 @@ impl RouteTally {
     /// All but the histograms and the reasons.
     #[must_use]
     pub fn counts(&self) -> Vec<Named<'_>> {
-        let Self {
-            name: _,
-            opened,
-            open,
-            ended: _,
-            up_bytes,
-            down_bytes,
-            connect_failed,
-            connect: _,
-            turn: _,
-            duration: _,
-        } = self;
-        vec![
-            ("opened", true, opened),
-            ("open", false, open),
-            ("up_bytes", true, up_bytes),
-            ("down_bytes", true, down_bytes),
-            ("connect_failed", true, connect_failed),
-        ]
+        counts!(self;
+            totals: opened up_bytes down_bytes connect_failed;
+            gauges: open;
+            neither: name ended connect turn duration)
     }
 
     /// Adds another's counts to these, as the only writer.

@@ -157,6 +157,10 @@ pub struct Hello {
     pub percents: BTreeMap<String, u16>,
     /// The data path that was asked for last.
     pub data_path: String,
+    /// Its share of the sessions, in hundredths of a percent.
+    pub data_path_percent: u16,
+    /// Lanes that stay on epoll because their ring misbehaved, and until when, as a session's times.
+    pub held: BTreeMap<usize, u64>,
 }
 
 /// A session at rest. Times are nanoseconds of CLOCK_MONOTONIC, which all processes of a boot share.

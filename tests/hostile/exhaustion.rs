@@ -14,6 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 super::stage::cases!(
     few_descriptors,
     descriptors_taken_away,
+    few_buffers,
     few_local_ports,
     full_queue_of_a_backend,
 );
@@ -122,14 +123,6 @@ fn descriptors_taken_away(kind: Kind, scale: Scale) {
     drop(clients);
     assert!(failed + without > 0 && cut == without as usize, "{note}");
     stage.finish(offered, offered as u64 * SESSION_BYTES, &note);
-}
-
-/// Fails today, so it has no small version: directions that are blocked may hold every buffer of a shard, and then no
-/// other session of it is served. It passes once the pool keeps some back.
-#[test]
-#[ignore = "fails while blocked directions may hold every buffer: run with -- --ignored --nocapture few_buffers"]
-fn few_buffers_in_full() {
-    super::stage::on_both(Scale::Full, few_buffers);
 }
 
 /// The least buffers a shard may have, and hundreds of directions that hold what nobody takes.

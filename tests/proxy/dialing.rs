@@ -1,12 +1,14 @@
 //! The way to a backend: past those that refuse, not for ever, and not for a client that has left.
 
 use crate::world::net::{
-    Backend, BlackHole, End, connect, connect_to_its_end, echo, free_address, reset,
+    Backend, BlackHole, End, connect, connect_to_its_end, echo, free_address, read_all, reset,
 };
 use crate::world::proxy::Recipe;
 use crate::world::{assert_took, pause};
 use ringway::config::DataPath;
 use ringway::event::EndReason;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::time::Instant;
 
 crate::on_each_path!(
@@ -16,6 +18,7 @@ crate::on_each_path!(
     a_backend_that_does_not_answer_is_given_up,
     the_next_backend_is_tried_when_one_does_not_answer,
     a_client_that_leaves_meanwhile_is_noticed,
+    what_a_client_said_before_its_backend_was_there_arrives,
 );
 
 fn a_backend_that_refuses_is_tried_past(path: DataPath) {
@@ -85,5 +88,35 @@ fn a_client_that_leaves_meanwhile_is_noticed(path: DataPath) {
         proxy.expect_ended(EndReason::ClientLeft, sessions);
         assert_took(began, 0, 1500);
     }
+    drop(connect(proxy.at));
+    proxy.expect_ended(EndReason::ClientLeft, 3);
+    let mut talker = connect(proxy.at);
+    talker.write_all(b"an order").unwrap();
+    pause(400);
+    let began = Instant::now();
+    reset(talker);
+    proxy.expect_ended(EndReason::ClientLeft, 4);
+    assert_took(began, 0, 1500);
     proxy.expect_empty();
+}
+
+fn what_a_client_said_before_its_backend_was_there_arrives(path: DataPath) {
+    let (hole, backend) = (BlackHole::new(), Backend::echo());
+    let recipe = Recipe::new(path, &[hole.at(), backend.at]).more("[timeouts]\nconnect_ms = 500");
+    let proxy = recipe.start();
+    for finishes in [false, true] {
+        let mut client = connect(proxy.at);
+        client.write_all(b"early ").unwrap();
+        pause(200);
+        client.write_all(b"and late").unwrap();
+        if finishes {
+            client.shutdown(Shutdown::Write).unwrap();
+        }
+        let mut answer = [0; 14];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"early and late");
+        if finishes {
+            assert_eq!(read_all(&client), (vec![], End::Eof));
+        }
+    }
 }

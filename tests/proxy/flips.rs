@@ -56,7 +56,7 @@ fn twenty_changes_of_the_data_path_cost_no_connection_and_no_byte() {
 /// Changes the path, again while a change before it is still under way.
 fn flip_to(proxy: &crate::world::proxy::Proxy, wanted: DataPath, live: Option<bool>) {
     for _ in 0..400 {
-        match proxy.order(Order::DataPath { path: wanted, live }) {
+        match proxy.order(Order::whole_path(wanted, live)) {
             Answer::Done { .. } => return,
             Answer::Refused(why) if why[0].contains("under way") => pause(5),
             other => panic!("{other:?}"),

@@ -4,7 +4,7 @@ use crate::line::{Line, Stream, kill};
 use crate::on_each_path;
 use crate::world::net::{Backend, End, Live, connect, echo, finish, noise, read_all};
 use crate::world::proxy::Recipe;
-use crate::world::{pause, until};
+use crate::world::{has_uring, pause, skipped, until};
 use ringway::config::DataPath;
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -114,21 +114,65 @@ fn an_upgrade_under_load_loses_nothing(path: DataPath) {
     assert!(line.process.ended().is_some_and(|status| status.success()), "the first has ended");
 }
 
+fn order(line: &Line, path: &str, body: &str) {
+    use std::io::Read as _;
+    let mut stream = TcpStream::connect(line.admin).unwrap();
+    let head = format!("PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close");
+    write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+}
+
+/// What has how many live sessions.
+fn on_path(line: &Line, path: &str) -> f64 {
+    line.metric("ringway_shard_sessions", &format!("path=\"{path}\""))
+}
+
+#[test]
+fn a_share_of_a_data_path_outlives_an_upgrade() {
+    if !has_uring() {
+        return skipped("io_uring is refused here");
+    }
+    let backend = Backend::echo();
+    let mut line = Line::start(Recipe::new(DataPath::Epoll, &[backend.at]).shards(2));
+    order(&line, "/api/v1/datapath", r#"{"path": "uring", "percent": 25, "live": false}"#);
+    let sessions: Vec<TcpStream> = (0..40).map(|_| connect(line.at)).collect();
+    sessions.iter().for_each(|session| echo(session, b"before"));
+    assert_eq!((on_path(&line, "uring"), on_path(&line, "epoll")), (10.0, 30.0));
+    line.upgrade();
+    let path = &line.status().unwrap()["data_path"];
+    assert_eq!((&path["kind"], &path["percent"]), (&"uring".into(), &25.0.into()));
+    sessions.iter().for_each(|session| echo(session, b"after"));
+    assert_eq!(
+        (on_path(&line, "uring"), on_path(&line, "epoll")),
+        (10.0, 30.0),
+        "they are shared out"
+    );
+    let more: Vec<TcpStream> = (0..40).map(|_| connect(line.at)).collect();
+    more.iter().for_each(|session| echo(session, b"new"));
+    assert_eq!(
+        (on_path(&line, "uring"), on_path(&line, "epoll")),
+        (20.0, 60.0),
+        "new ones as well"
+    );
+    // None of io_uring is all of epoll, in the next process as in this one.
+    order(&line, "/api/v1/datapath", r#"{"path": "uring", "percent": 0, "live": true}"#);
+    for _ in 0..2 {
+        let path = &line.status().unwrap()["data_path"];
+        assert_eq!((&path["kind"], &path["percent"]), (&"epoll".into(), &100.0.into()));
+        line.upgrade();
+    }
+    sessions.iter().for_each(|session| echo(session, b"and again"));
+    assert_eq!((on_path(&line, "uring"), on_path(&line, "epoll")), (0.0, 80.0));
+}
+
 fn what_operators_ordered_outlives_an_upgrade(path: DataPath) {
     let (stable, canary) = (Backend::echo(), Backend::echo());
     let recipe = Recipe::new(path, &[stable.at]).canary(canary.at, "5");
     let mut line = Line::start(recipe);
-    let order = |path: &str, body: &str| {
-        use std::io::Read as _;
-        let mut stream = TcpStream::connect(line.admin).unwrap();
-        let head = format!("PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close");
-        write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
-        let mut said = String::new();
-        stream.read_to_string(&mut said).unwrap();
-        assert!(said.starts_with("HTTP/1.1 200"), "{said}");
-    };
-    order("/api/v1/listeners/orders/canary", r#"{"percent": 50}"#);
-    order("/api/v1/datapath", r#"{"path": "epoll"}"#);
+    order(&line, "/api/v1/listeners/orders/canary", r#"{"percent": 50}"#);
+    order(&line, "/api/v1/datapath", r#"{"path": "epoll"}"#);
     let session = connect(line.at);
     echo(&session, b"before");
     let before = line.status().unwrap();

@@ -3,6 +3,7 @@
 use crate::world::net::{Backend, connect, echo, finish, free_address, listen, read_all, ready};
 use crate::world::program::{Process, RINGWAY};
 use crate::world::proxy::{Recipe, scratch};
+use crate::world::{has_uring, skipped};
 use ringway::config::DataPath;
 use ringway::control::handover::{Channel, ENVIRONMENT, Lost};
 use ringway::wire::handover::{HalfRecord, Hello, Message, SessionRecord};
@@ -29,8 +30,12 @@ impl New {
     }
 
     fn start_at(channel: Channel, theirs: OwnedFd) -> Self {
+        Self::start_with(channel, theirs, "")
+    }
+
+    fn start_with(channel: Channel, theirs: OwnedFd, more: &str) -> Self {
         let backend = Backend::echo();
-        let mut recipe = Recipe::new(DataPath::Auto, &[backend.at]);
+        let mut recipe = Recipe::new(DataPath::Auto, &[backend.at]).shards(1).more(more);
         recipe.bind = free_address();
         let (at, config, text) = (recipe.bind, scratch("toml"), recipe.text());
         std::fs::write(&config, &text).unwrap();
@@ -41,6 +46,10 @@ impl New {
     }
 
     fn hello(&self, pid: u32) {
+        self.hello_holding(pid, std::collections::BTreeMap::new());
+    }
+
+    fn hello_holding(&self, pid: u32, held: std::collections::BTreeMap<usize, u64>) {
         let hello = Hello {
             version: "0".into(),
             generation: 4,
@@ -50,6 +59,8 @@ impl New {
             text: self.text.clone(),
             percents: std::collections::BTreeMap::new(),
             data_path: "auto".into(),
+            data_path_percent: 10_000,
+            held,
         };
         self.channel.say(&Message::Hello(Box::new(hello)), &[]).unwrap();
     }
@@ -61,6 +72,10 @@ impl New {
     /// Up to the moment when sessions may go.
     fn accepting(&self) {
         self.hello(std::process::id());
+        self.serving();
+    }
+
+    fn serving(&self) {
         assert!(matches!(self.hears(), Message::Ready { .. }));
         self.channel.say(&Message::AllSockets, &[]).unwrap();
         assert_eq!(self.hears(), Message::Accepting(vec![]));
@@ -134,6 +149,28 @@ fn a_session_goes_on_with_what_was_not_sent_and_the_process_goes_on_alone() {
     assert_eq!(read_all(&far_client).0, b"");
     echo(&connect(new.at), b"a new one");
     new.process.until_said("session=5");
+}
+
+#[test]
+fn a_lane_whose_ring_misbehaved_stays_on_epoll() {
+    if !has_uring() {
+        return skipped("io_uring is refused here");
+    }
+    for (held_ms, path) in [(60_000, "epoll"), (0, "uring")] {
+        let (channel, theirs) = Channel::pair().unwrap();
+        let admin = free_address();
+        let new = New::start_with(channel, theirs, &format!("[admin]\nbind = \"{admin}\""));
+        let until = ringway::driver::sys::now().plus_ms(held_ms);
+        let held = (held_ms > 0).then_some((0, until.0)).into_iter().chain([(77, until.0)]);
+        new.hello_holding(std::process::id(), held.collect());
+        new.serving();
+        let session = connect(new.at);
+        echo(&session, b"begun");
+        let (_, text) = crate::line::get(admin, "/metrics").unwrap();
+        let begun =
+            format!("ringway_begun_total{{shard=\"{}\",path=\"{path}\"}} 1", held_ms.min(1));
+        assert!(text.contains(&begun), "{begun}: {text}");
+    }
 }
 
 #[test]

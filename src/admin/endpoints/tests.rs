@@ -75,10 +75,16 @@ fn orders_reach_control_and_its_answer_comes_back() {
 
     assert_eq!(admin.ask("PUT /api/v1/datapath", "", r#"{"path": "epoll"}"#).status, 200);
     let path = DataPath::Epoll;
-    assert_eq!(told.recv().unwrap(), Order::DataPath { path, live: None });
+    assert_eq!(
+        told.recv().unwrap(),
+        Order::DataPath { path, live: None, percent: Percent::HUNDRED }
+    );
     let live = r#"{"path": "epoll", "live": true}"#;
     assert_eq!(admin.ask("PUT /api/v1/datapath", "", live).status, 200);
-    assert_eq!(told.recv().unwrap(), Order::DataPath { path, live: Some(true) });
+    assert_eq!(
+        told.recv().unwrap(),
+        Order::DataPath { path, live: Some(true), percent: Percent::HUNDRED }
+    );
 
     assert_eq!(admin.ask("POST /api/v1/sessions/17/move", "", r#"{"shard": 1}"#).status, 200);
     assert_eq!(told.recv().unwrap(), Order::Move { session: 17, shard: 1 });
@@ -226,7 +232,13 @@ proptest! {
                 prop_assert_eq!(order, Order::Canary { listener, percent });
             }
             Ok(Order::Move { session, .. }) => prop_assert_eq!(session, 17),
-            Ok(Order::Reload | Order::Upgrade | Order::DataPath { .. }) => {}
+            Ok(
+                Order::Reload
+                | Order::Upgrade
+                | Order::DataPath { .. }
+                | Order::Sessions { .. }
+                | Order::RollBack,
+            ) => {}
             Err(fault) => {
                 prop_assert_eq!(fault.status(), StatusCode::BAD_REQUEST);
                 prop_assert!(fault.sentences().iter().any(|sentence| !sentence.is_empty()));

@@ -2,8 +2,9 @@
 
 use super::process::Process;
 use crate::control::board::{Board, PathChoice};
-use crate::control::totals::{ShardTotal, Totals};
+use crate::control::totals::{ShardTotal, Totals, rollbacks_name};
 use crate::event::EndReason;
+use crate::policy::health::Fault;
 use crate::policy::snapshot::Snapshot;
 use crate::tally::{Histogram, RouteName, RouteTally};
 use std::sync::Arc;
@@ -16,7 +17,10 @@ pub(super) struct Facts {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) reloads_applied: u64,
     pub(super) reloads_refused: u64,
+    pub(super) path_seen: [Option<f64>; 2],
     pub(super) path_changes: u64,
+    pub(super) rollbacks: [u64; Fault::ALL.len()],
+    pub(super) rebalanced: u64,
     pub(super) shard_panics: u64,
     pub(super) journal_written: u64,
     pub(super) upgrades_done: u64,
@@ -34,9 +38,13 @@ impl Facts {
     /// Reads them.
     pub(super) fn read(board: &Board) -> Self {
         let totals = Totals::of(board);
+        let path = board.path.load_full();
         Self {
             ready: board.ready.load(Relaxed),
-            path: board.path.load_full(),
+            path_seen: path.as_ref().map_or([None; 2], |path| board.seen(path)),
+            path,
+            rollbacks: Fault::ALL.map(|fault| totals.count(&rollbacks_name(fault))),
+            rebalanced: totals.count("rebalanced"),
             snapshot: board.snapshot.load_full(),
             reloads_applied: totals.count("reloads_applied"),
             reloads_refused: totals.count("reloads_refused"),

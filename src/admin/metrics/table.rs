@@ -1,6 +1,7 @@
 //! Every metric, once: name, labels, meaning, and where its numbers come from.
 
 use super::{Definition, Facts, Samples};
+use crate::policy::health::Fault;
 use prometheus::proto::MetricType;
 
 const NONE: &[&str] = &[];
@@ -41,6 +42,45 @@ pub(super) static DEFINITIONS: &[Definition] = &[
                 s.put(&[path.kind.label(), path.wanted.label(), &path.why], 1.0);
             }
         },
+    ),
+    gauge(
+        "ringway_data_path_percent",
+        &["path"],
+        "How much of the new sessions the data path is to get, 0 to 100.",
+        |f, s| {
+            if let Some(path) = &f.path {
+                s.put(&[path.kind.label()], path.percent.as_f64());
+            }
+        },
+    ),
+    gauge(
+        "ringway_data_path_seen_percent",
+        &["path", "of"],
+        "How much the data path has of the live sessions, and of those begun since it was chosen (new).",
+        |f, s| {
+            if let Some(path) = &f.path {
+                let [live, new] = f.path_seen;
+                for (of, percent) in [("live", live), ("new", new)] {
+                    s.put(&[path.kind.label(), of], percent.unwrap_or(0.0));
+                }
+            }
+        },
+    ),
+    counter(
+        "ringway_ring_rollbacks_total",
+        &["reason"],
+        "Shards that went back to epoll because their ring misbehaved. Should stay 0.",
+        |f, s| {
+            for (fault, count) in Fault::ALL.iter().zip(f.rollbacks) {
+                s.put(&[fault.label()], count as f64);
+            }
+        },
+    ),
+    counter(
+        "ringway_rebalanced_total",
+        NONE,
+        "Live sessions that were told to change their shard because it had more to do than another.",
+        |f, s| s.put(&[], f.rebalanced as f64),
     ),
     gauge("ringway_config_generation", NONE, "Number of the snapshot in force.", |f, s| {
         s.put(&[], f.snapshot.number as f64);
@@ -148,6 +188,23 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         "Sessions that are open on the shard, the opening ones among them.",
         |f, s| s.shards(f, |t| &t.sessions),
     ),
+    counter(
+        "ringway_begun_total",
+        SHARD,
+        "Sessions begun on the shard, whoever accepted their clients.",
+        |f, s| s.shards(f, |t| &t.begun),
+    ),
+    counter(
+        "ringway_shard_cpu_seconds_total",
+        SHARD,
+        "CPU time of the shard's thread, user and system.",
+        |f, s| {
+            for shard in &f.shards {
+                let seconds = shard.tally.cpu_ns.get() as f64 / 1e9;
+                s.put(&[&shard.id.to_string(), &shard.path], seconds);
+            }
+        },
+    ),
     counter("ringway_accepted_total", SHARD, "Clients accepted.", |f, s| {
         s.shards(f, |t| &t.accepted);
     }),
@@ -188,6 +245,12 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         |f, s| s.shards(f, |t| &t.enters),
     ),
     counter(
+        "ringway_enter_failed_total",
+        SHARD,
+        "Such calls that failed for no reason that passes by itself. Must stay 0.",
+        |f, s| s.shards(f, |t| &t.enter_failed),
+    ),
+    counter(
         "ringway_completions_total",
         SHARD,
         "Completions or readiness reports those calls brought.",
@@ -217,6 +280,12 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         "Sends that had to wait for the destination.",
         |f, s| s.shards(f, |t| &t.sends_blocked),
     ),
+    gauge(
+        "ringway_spilled_bytes",
+        SHARD,
+        "Bytes for slow readers that were moved out of the pool because few buffers were left.",
+        |f, s| s.shards(f, |t| &t.spilled_bytes),
+    ),
     gauge("ringway_buffers", SHARD, "Receive buffers of the shard.", |f, s| {
         s.shards(f, |t| &t.buffers);
     }),
@@ -239,6 +308,15 @@ pub(super) static DEFINITIONS: &[Definition] = &[
             s.shard_cases(f, "in", |t| &t.moves_in);
             s.shard_cases(f, "upgrade", |t| &t.moves_upgrade);
             s.shard_cases(f, "failed", |t| &t.moves_failed);
+        },
+    ),
+    counter(
+        "ringway_moves_refused_total",
+        &["shard", "path", "why"],
+        "Moves asked for while the session could not: it was still opening, or ending.",
+        |f, s| {
+            s.shard_cases(f, "opening", |t| &t.moves_opening);
+            s.shard_cases(f, "ending", |t| &t.moves_ending);
         },
     ),
     Definition {

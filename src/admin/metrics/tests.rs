@@ -53,13 +53,18 @@ fn names_are_unique_and_say_their_type_and_unit() {
     assert_eq!(names.len(), table::DEFINITIONS.len());
 }
 
+fn chosen(kind: Kind, why: String) -> PathChoice {
+    let (wanted, percent) = (crate::config::DataPath::Auto, crate::config::Percent::HUNDRED);
+    PathChoice { wanted, kind, why, percent, begun: [0, 0] }
+}
+
 #[test]
 fn every_metric_is_there_once_there_is_a_session_of_each_kind() {
     let board = harness::board(1);
     let route = route(&board, 0, "fix");
     route.ended[0].add(1);
     let why = "the probe passed".to_owned();
-    let path = PathChoice { wanted: crate::config::DataPath::Auto, kind: Kind::Uring, why };
+    let path = chosen(Kind::Uring, why);
     board.path.store(Some(Arc::new(path)));
     let text = scrape(&board);
     for d in table::DEFINITIONS {
@@ -88,7 +93,9 @@ fn shards_are_added_up_into_routes() {
     assert_eq!(value(&text, &format!("ringway_bytes_total{{{labels},direction=\"up\"}}")), 70.0);
     let ended = format!("ringway_sessions_ended_total{{{labels},reason=\"idle\"}}");
     assert_eq!(value(&text, &ended), 7.0);
-    assert!(!text.contains("shard_failed"), "a reason nobody had is shown");
+    let failed = r#"backend="b",reason="shard_failed""#;
+    assert!(!text.contains(failed), "a reason nobody had is shown");
+    assert!(text.contains(r#"reason="idle""#), "{text}");
     assert_eq!(value(&text, r#"ringway_accepted_total{shard="1",path="epoll"}"#), 4.0);
 }
 
@@ -114,7 +121,7 @@ fn a_histogram_is_cumulative_and_its_count_and_sum_are_right() {
 fn label_values_are_escaped() {
     let board = harness::board(1);
     let why = "a \"quoted\" reason,\nwith C:\\path".to_owned();
-    let path = PathChoice { wanted: crate::config::DataPath::Auto, kind: Kind::Epoll, why };
+    let path = chosen(Kind::Epoll, why);
     board.path.store(Some(Arc::new(path)));
     let text = scrape(&board);
     let escaped = r#"why="a \"quoted\" reason,\nwith C:\\path"} 1"#;

@@ -9,6 +9,7 @@ use crate::control::{Cause, reload};
 use crate::driver::handoff;
 use crate::policy::snapshot::Snapshot;
 use crate::session::parcel::Parcel;
+use crate::time::Time;
 use crate::wire::handover::{ADMIN, Hello, Message, SessionRecord};
 use socket2::Socket;
 use std::collections::HashMap;
@@ -155,16 +156,17 @@ impl Legacy {
         }
     }
 
-    /// The config with what operators ordered of the process before: the last change wins, as with a reload.
+    /// The config with what operators ordered of the process before: the last change wins, as with a reload. And lanes
+    /// that it held on epoll, with the end of that.
     #[must_use]
-    pub(in crate::control) fn with_orders(&self, config: &Config) -> Config {
-        let Some(Predecessor { hello, .. }) = &self.from else { return config.clone() };
+    pub(in crate::control) fn with_orders(&self, config: &Config) -> (Config, Vec<(usize, Time)>) {
+        let Some(Predecessor { hello, .. }) = &self.from else { return (config.clone(), vec![]) };
         let Ok(file) = parse_carried(&hello.text) else {
             tracing::warn!(
                 "the config of the process before cannot be read here: canary percents and data path \
                 are those of the file"
             );
-            return config.clone();
+            return (config.clone(), vec![]);
         };
         let mut running = file.clone();
         for listener in &mut running.listeners {
@@ -178,10 +180,15 @@ impl Legacy {
         for (own, planned) in config.listeners.iter_mut().zip(&plan.config.listeners) {
             own.canary_percent = planned.canary_percent;
         }
-        if let (None, Some(path)) = (plan.data_path, DataPath::from_label(&hello.data_path)) {
-            config.data_path = path;
+        // A file that asks for another data path asks for io_uring to be tried again as well.
+        if plan.data_path.is_some() {
+            return (config, vec![]);
         }
-        config
+        let percent = Percent::from_hundredths(hello.data_path_percent);
+        if let (Some(path), Some(percent)) = (DataPath::from_label(&hello.data_path), percent) {
+            (config.data_path, config.data_path_percent) = (path, percent);
+        }
+        (config, hello.held.iter().map(|(lane, until_ns)| (*lane, Time(*until_ns))).collect())
     }
 
     /// Number of the first snapshot, lower 48 bits of the first session's id, and which of a line of processes this is.

@@ -125,7 +125,7 @@ impl Supervisor {
         self.ids_left =
             self.ids_left.max(highest.unwrap_or(1)).saturating_add(limits::HANDOVER_IDS);
         let listeners = snapshot.config.listeners.iter();
-        let wanted = self.board.path.load();
+        let (data_path, percent) = self.rollout.wanted;
         Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: self.board.process.load(Relaxed),
@@ -136,7 +136,9 @@ impl Supervisor {
             percents: listeners
                 .map(|l| (l.name.to_string(), l.canary_percent.hundredths()))
                 .collect(),
-            data_path: wanted.as_ref().map_or("", |path| path.wanted.label()).to_owned(),
+            data_path: data_path.label().to_owned(),
+            data_path_percent: percent.hundredths(),
+            held: self.fleet.held(),
         }
     }
 
@@ -214,7 +216,8 @@ impl Supervisor {
                 "upgrade failed: this process accepts again and keeps its \
                 sessions; those that had been handed over went with the new process"
             );
-            self.fleet.tell_all(|| mailbox::Order::Evict(None));
+            // All stay where they are, but those whose ring misbehaves.
+            self.fleet.direct(false);
             self.returning.append(&mut upgrade.kept);
             self.notify.main_process(std::process::id());
             if let Some(windows) = &mut self.windows {
@@ -286,6 +289,11 @@ impl Supervisor {
         tracing::info!(pid, left, "the new process is the main one");
         self.notify.main_process(pid);
         upgrade.giving.main();
+    }
+
+    /// Whether this process is being replaced, or still takes over from the one before.
+    pub(in crate::control) fn is_replacing(&self) -> bool {
+        self.upgrade.is_some() || self.taking
     }
 
     /// Whether the supervisor has to look by itself.

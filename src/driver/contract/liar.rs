@@ -5,8 +5,8 @@ use super::{Far, Harness};
 use crate::config::Tcp;
 use crate::driver::pool::{BufferId, Pool};
 use crate::driver::{
-    Arm, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op, Received, Side,
-    Socket, Waker,
+    Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
+    Received, Side, Socket, Waker,
 };
 use crate::time::Time;
 use std::cell::Cell;
@@ -58,10 +58,20 @@ enum Lie {
     AcceptsOne,
     /// A connect that was refused is said to stand.
     SaysConnected,
+    /// What a wide step's destination does not take is dropped.
+    LosesTail,
+    /// A tail is longer than was allowed.
+    PassesTailMax,
+    /// What a wide step left with the source is not told by a poll.
+    ForgetsWhatIsLeft,
+    /// A straight send says that it took all.
+    SaysAllTaken,
+    /// A straight read that finds the end says that nothing is there.
+    HidesEnd,
 }
 
 impl Lie {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 24] = [
         Self::DropsCancelled,
         Self::IgnoresCancel,
         Self::SwallowsOnCancel,
@@ -81,6 +91,11 @@ impl Lie {
         Self::IsDeaf,
         Self::AcceptsOne,
         Self::SaysConnected,
+        Self::LosesTail,
+        Self::PassesTailMax,
+        Self::ForgetsWhatIsLeft,
+        Self::SaysAllTaken,
+        Self::HidesEnd,
     ];
 }
 
@@ -99,6 +114,8 @@ struct Liar<H> {
     held: Option<Completion>,
     cancelled: Option<(Key, Side)>,
     accepted: u32,
+    /// A wide step came back with a tail.
+    tail: bool,
     waker: Waker,
 }
 
@@ -271,7 +288,49 @@ impl<H: Harness> Driver for Liar<H> {
     }
 
     fn arm_poll(&mut self, key: Key, side: Side, socket: &Socket, interest: Interest) {
+        if self.lie == Lie::ForgetsWhatIsLeft && self.tail {
+            return;
+        }
         self.inner().arm_poll(key, side, socket, interest);
+    }
+
+    fn has_plain_calls(&self) -> bool {
+        self.h.driver_ref().has_plain_calls()
+    }
+
+    fn recv_now(&mut self, key: Key, side: Side, socket: &Socket) -> Option<Received> {
+        let what = self.inner().recv_now(key, side, socket);
+        what.filter(|what| self.lie != Lie::HidesEnd || *what != Received::End)
+    }
+
+    fn send_now(&mut self, socket: &Socket, buffer: BufferId) -> Result<u32, Errno> {
+        let taken = self.inner().send_now(socket, buffer)?;
+        // It may say none: a case waits for that.
+        let all = self.lie == Lie::SaysAllTaken && taken > 0;
+        Ok(if all { self.inner().pool().filled(buffer) } else { taken })
+    }
+
+    fn carry_wide(
+        &mut self,
+        key: Key,
+        source: Side,
+        from: &Socket,
+        to: &Socket,
+        tail_max: u32,
+    ) -> Carried {
+        let tail_max = if self.lie == Lie::PassesTailMax { tail_max * 10 } else { tail_max };
+        let mut carried = self.inner().carry_wide(key, source, from, to, tail_max);
+        self.tail |= carried.tail.is_some();
+        if self.lie == Lie::LosesTail
+            && let Some((first, last)) = carried.tail.take()
+        {
+            let mut next = Some(first);
+            while let Some(buffer) = next {
+                next = self.pool().next(buffer).filter(|_| buffer != last);
+                self.pool().give_back(buffer);
+            }
+        }
+        carried
     }
 
     fn cancel(&mut self, key: Key, op: Op) {
@@ -285,6 +344,10 @@ impl<H: Harness> Driver for Liar<H> {
 
     fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
         if self.lie == Lie::ForgetsFinish { Ok(()) } else { self.inner().finish(socket) }
+    }
+
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        self.inner().take_error(socket)
     }
 
     fn abort(&mut self, socket: &Socket) {
@@ -337,7 +400,7 @@ impl<H: Harness> Harness for Lying<H> {
         let waker: Waker =
             if lie == Lie::IsDeaf { std::sync::Arc::new(Deaf) } else { h.driver_ref().waker() };
         let (kept, held) = (VecDeque::new(), None);
-        Some(Self(Liar { h, lie, kept, held, cancelled: None, accepted: 0, waker }))
+        Some(Self(Liar { h, lie, kept, held, cancelled: None, accepted: 0, tail: false, waker }))
     }
 
     fn driver(&mut self) -> &mut Liar<H> {

@@ -53,6 +53,7 @@ impl Harness for Simulated {
         if faulty {
             for fault in [
                 Fault::ShortReceive,
+                Fault::ShortSend,
                 Fault::SplitArrival,
                 Fault::LateArrival,
                 Fault::LateCompletion,
@@ -67,6 +68,7 @@ impl Harness for Simulated {
         let hangs = Backend::always(HANGING.into(), Answer::Hang, vec![]);
         world.borrow_mut().backend(hangs);
         let mut driver = Sim::new(&world, buffers, buffer_bytes);
+        driver.set_plain_calls(true);
         if !faulty {
             driver.set_counts_credit(true);
         }

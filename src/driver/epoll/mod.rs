@@ -269,7 +269,7 @@ impl Driver for Epoll {
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        Counters { cpu_ns: sys::thread_cpu_ns(), ..self.counters }
     }
 
     fn waker(&self) -> Waker {
@@ -383,8 +383,15 @@ impl Driver for Epoll {
         true
     }
 
-    fn carry_wide(&mut self, key: Key, source: Side, from: &Socket, to: &Socket) -> Carried {
-        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool);
+    fn carry_wide(
+        &mut self,
+        key: Key,
+        source: Side,
+        from: &Socket,
+        to: &Socket,
+        tail_max: u32,
+    ) -> Carried {
+        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool, tail_max);
         let watch = self.watch(key, source);
         watch.readable = !seen.dry || watch.ended;
         carried
@@ -418,6 +425,10 @@ impl Driver for Epoll {
 
     fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
         sys::finish(socket.0)
+    }
+
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        sys::take_error(socket.0)
     }
 
     fn abort(&mut self, socket: &Socket) {

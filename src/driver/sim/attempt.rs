@@ -9,7 +9,7 @@ use crate::driver::pool::BufferId;
 use crate::driver::{Arm, Completion, Errno, Key, ListenerId, Received, Side};
 
 /// What a socket has for a receive.
-enum Found {
+pub(super) enum Found {
     Nothing,
     Bytes(usize),
     End,
@@ -132,10 +132,8 @@ impl Sim {
                 }
             }
         };
-        if what == Received::End
-            && let Some(id) = world.end(number).conn
-        {
-            world.conns[id.index()].near.end_seen = true;
+        if what == Received::End {
+            world.end_seen(number);
         }
         drop(world);
         let (key, side) = self.owner(number);
@@ -169,21 +167,14 @@ impl Sim {
         if left > 0 && world.faults.cuts_to_credit {
             n = n.min(left as usize);
         }
-        let id = world.end(number).conn.expect("bytes came by a connection");
-        let conn = &mut world.conns[id.index()];
-        let spare = self.pool.spare_mut(buffer);
-        for (at, byte) in conn.pipe_mut(Way::In).read(n).enumerate() {
-            spare[at] = byte;
-        }
-        conn.near.received += n as u64;
+        let bytes = world.read(number, n);
+        self.pool.fill(buffer, &bytes);
         let n = u32::try_from(n).expect("it fits a buffer");
-        self.pool.set_filled(buffer, n);
         let spent = left.saturating_sub(n) == 0;
         let more = !spent && !flight.cancelled && !world.happens(Fault::ReceiveEnds);
         if let Some(Op::Recv { brought, .. }) = world.op_mut(number, Verb::Recv, flight.serial) {
             *brought += n;
         }
-        world.far_run(id);
         drop(world);
         let what = Received::Bytes(buffer);
         let completion = Completion::Received { key, side, what, more };
@@ -282,7 +273,7 @@ impl World {
     }
 
     /// What a receive on this socket would find. An error that is found counts as told.
-    fn found(&mut self, number: usize) -> Found {
+    pub(super) fn found(&mut self, number: usize) -> Found {
         if self.end(number).aborted {
             let otherwise = self.happens(Fault::AbortReadsOtherwise);
             let choices = [Errno::RESET, Errno::CANCELED, Errno::BROKEN_PIPE];
@@ -312,13 +303,13 @@ impl World {
     }
 
     /// What a send on a connection that is gone is told.
-    fn send_error(&mut self, number: usize) -> Errno {
+    pub(super) fn send_error(&mut self, number: usize) -> Errno {
         let told = self.conn_at(number).is_none_or(|conn| conn.error.is_none());
         if told { Errno::BROKEN_PIPE } else { self.error_of(number) }
     }
 
     /// Whether a send finds no room although there would be some; it ends by itself.
-    fn stalls(&mut self, number: usize) -> bool {
+    pub(super) fn stalls(&mut self, number: usize) -> bool {
         let Some(id) = self.end(number).conn else { return false };
         if !self.happens(Fault::SendStall) {
             return false;

@@ -27,6 +27,9 @@ impl Sim {
         if out > 0 {
             left.push(format!("{out} buffers are out"));
         }
+        if self.pool.spilled_bytes() > 0 {
+            left.push(format!("{} spilled bytes are out", self.pool.spilled_bytes()));
+        }
         left
     }
 
@@ -100,6 +103,14 @@ impl Sim {
         let total = self.pool.filled(buffer);
         let op = Op::Send { buffer, total, taken: 0, then, blocked: false };
         world.begin(self.shard, number, Verb::Send, op);
+    }
+
+    /// Closes a socket of a shard that has failed.
+    pub(super) fn close_failed(&mut self, socket: &Socket) {
+        let number = self.asked("close, having failed", socket);
+        self.attached.retain(|_, attached| *attached != number);
+        self.said.retain(|(_, last)| last.is_none_or(|(said, _)| said != number));
+        self.world.borrow_mut().close_socket(number);
     }
 
     /// A side of a session is this driver's no more.

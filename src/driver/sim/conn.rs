@@ -103,6 +103,8 @@ pub struct Record {
     pub near: Near,
     /// Whether the far end is there no more: it left, reset, or was reset.
     pub over: bool,
+    /// Whether Ringway's kernel knows that the connection is gone.
+    pub gone: bool,
 }
 
 /// The far end of a connection.
@@ -201,6 +203,7 @@ impl Conn {
             seen: self.seen,
             near: self.near,
             over: self.far.over,
+            gone: self.dead,
         }
     }
 }

@@ -42,6 +42,10 @@ fault_classes! {
     CancelLoses,
     /// A send finds no room for up to 2 s.
     SendStall,
+    /// A plain send takes fewer bytes than there is room for, or none.
+    ShortSend,
+    /// What was cancelled ends up to 3 s later.
+    LateCancel,
     /// No descriptor for an accepted client, who stays in the queue; the accept ends.
     AcceptExhausted,
     /// A client left before it was accepted; the accept ends.

@@ -27,6 +27,7 @@ mod faults;
 mod hand;
 mod op;
 mod pipe;
+mod plain;
 mod rng;
 mod script;
 mod socket;
@@ -38,14 +39,15 @@ mod world;
 pub use conn::{ConnId, Fate, Near, Record, Role, Seen, Sent};
 pub use faults::{Fault, Faults};
 pub use hand::{Hand, Sight};
+pub use plain::Plain;
 pub use rng::{Rate, Rng};
 pub use script::{Answer, Backend, Reading, Script, Step, content};
 pub use world::{Shared, World};
 
 use super::pool::{BufferId, Pool};
 use super::{
-    Arm, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op as Asked, Side,
-    Socket, Wake, Waker,
+    Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId,
+    Op as Asked, Received, Side, Socket, Wake, Waker,
 };
 use crate::config::Tcp;
 use crate::time::Time;
@@ -75,12 +77,15 @@ pub struct Sim {
     said: VecDeque<Said>,
     counters: Counters,
     counts_credit: bool,
+    plain_calls: bool,
+    /// Its shard has failed: sockets are closed whatever is in flight.
+    fails: bool,
     /// The socket of each side of each slot, by slot and side.
     attached: BTreeMap<(u32, u8), usize>,
     /// The socket each listener accepts on.
     accepting: BTreeMap<ListenerId, usize>,
     /// Buffers that a send reads.
-    lent: BTreeSet<u16>,
+    lent: BTreeSet<u32>,
     /// The last generation of each slot that is over: what is said of it is stale.
     over: BTreeMap<u32, Key>,
     woken: Arc<Woken>,
@@ -97,7 +102,7 @@ impl Wake for Woken {
 }
 
 impl Sim {
-    /// A driver in `world` with its own pool. Whether it counts credit is drawn.
+    /// A driver in `world` with its own pool. Whether it counts credit and has plain calls is drawn.
     #[must_use]
     pub fn new(world: &Shared, buffers: u16, buffer_bytes: u32) -> Self {
         let flag = Arc::new(AtomicBool::new(false));
@@ -106,6 +111,7 @@ impl Sim {
         let woken = Arc::clone(&flag);
         its.shards.push(Some(Shard { sleeps_until: Some(0), due: VecDeque::new(), woken }));
         let counts_credit = its.rng.chance(Rate::HALF);
+        let plain_calls = its.rng.chance(Rate::HALF);
         Self {
             world: Rc::clone(world),
             shard,
@@ -114,6 +120,8 @@ impl Sim {
             said: VecDeque::new(),
             counters: Counters::default(),
             counts_credit,
+            plain_calls,
+            fails: false,
             attached: BTreeMap::new(),
             accepting: BTreeMap::new(),
             lent: BTreeSet::new(),
@@ -125,6 +133,16 @@ impl Sim {
     /// Decides whether multishot receives stop at their credit by themselves.
     pub const fn set_counts_credit(&mut self, counts: bool) {
         self.counts_credit = counts;
+    }
+
+    /// Decides whether it can be read, sent to and carried straight.
+    pub const fn set_plain_calls(&mut self, has: bool) {
+        self.plain_calls = has;
+    }
+
+    /// Its shard has failed: what is in flight goes with the driver, and sockets may be closed before.
+    pub const fn fail(&mut self) {
+        self.fails = true;
     }
 
     /// The last things that happened in its world, a line each.
@@ -174,12 +192,7 @@ impl Sim {
     /// What chance adds to a turn.
     fn disturb(&mut self) {
         let mut world = self.world.borrow_mut();
-        if world.happens(Fault::Freeze) {
-            let ns = world.rng.log_within(10_000_000, 5_000_000_000);
-            world.note(Note::Net("stops the shard for ns", i64::try_from(ns).unwrap_or(0)));
-            let later = world.clock + ns;
-            world.pass_until(later);
-        }
+        world.freeze();
         if !self.over.is_empty() && world.happens(Fault::Stale) {
             let slots: Vec<Key> = self.over.values().copied().collect();
             let key = world.rng.pick(&slots);
@@ -314,6 +327,43 @@ impl Driver for Sim {
         self.world.borrow_mut().begin(self.shard, number, Verb::Poll, Op::Poll(interest));
     }
 
+    fn recv_now(&mut self, key: Key, side: Side, socket: &Socket) -> Option<Received> {
+        let number = self.owned("read straight", key, side, socket);
+        self.read_straight(number)
+    }
+
+    fn send_now(&mut self, socket: &Socket, buffer: BufferId) -> Result<u32, Errno> {
+        let number = self.asked("send straight", socket);
+        self.send_straight(number, buffer)
+    }
+
+    fn read_clock(&mut self) -> Time {
+        let mut world = self.world.borrow_mut();
+        world.running = self.shard;
+        let later = world.clock + world.rng.log_within(50, TURN_NS);
+        world.pass_until(later);
+        world.freeze();
+        self.now = world.now();
+        self.now
+    }
+
+    fn has_plain_calls(&self) -> bool {
+        self.plain_calls
+    }
+
+    fn carry_wide(
+        &mut self,
+        key: Key,
+        source: Side,
+        from: &Socket,
+        to: &Socket,
+        tail_max: u32,
+    ) -> Carried {
+        let from = self.owned("carry from", key, source, from);
+        let to = self.owned("carry to", key, source.other(), to);
+        self.carry_straight(from, to, tail_max)
+    }
+
     fn cancel(&mut self, key: Key, op: Asked) {
         let (side, verb) = match op {
             Asked::Connect => (Side::Backend, Verb::Connect),
@@ -338,6 +388,13 @@ impl Driver for Sim {
         world.finish_socket(number)
     }
 
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        let number = self.asked("take_error", socket);
+        let mut world = self.world.borrow_mut();
+        let gone = world.conn_at(number).is_some_and(|conn| conn.dead);
+        if gone { Err(world.error_of(number)) } else { Ok(()) }
+    }
+
     fn abort(&mut self, socket: &Socket) {
         let number = self.asked("abort", socket);
         self.world.borrow_mut().abort_socket(number);
@@ -345,6 +402,7 @@ impl Driver for Sim {
 
     fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket) {
         let number = match attached {
+            _ if self.fails => return self.close_failed(&socket),
             Some((key, side)) => self.owned("close", key, side, &socket),
             None => self.asked("close", &socket),
         };
@@ -374,6 +432,9 @@ impl Driver for Sim {
         world.running = self.shard;
         let early = world.happens(Fault::EarlyTurn);
         let until = if early { Some(world.clock) } else { until.map(|until| until.0) };
+        // Who only looks takes a while for it too.
+        let looks = until.is_some_and(|until| until <= world.clock);
+        let turn_ns = if looks { world.rng.log_within(TURN_NS, 16 * TURN_NS) } else { TURN_NS };
         if let Some(shard) = &mut world.shards[self.shard] {
             shard.sleeps_until = until;
         }
@@ -386,7 +447,7 @@ impl Driver for Sim {
         }
         self.counters.completions += (self.said.len() - before) as u64;
         let mut world = self.world.borrow_mut();
-        let later = world.clock + TURN_NS;
+        let later = world.clock + turn_ns;
         world.pass_until(later);
         self.now = world.now();
         Ok(())
@@ -417,6 +478,12 @@ impl Drop for Sim {
         // A panic may have left the world borrowed; it is over then.
         if let Ok(mut world) = self.world.try_borrow_mut() {
             world.shards[self.shard] = None;
+            world.end_flights_of(self.shard);
+            for (number, verb) in self.said.drain(..).filter_map(|(_, last)| last) {
+                if let Some(Some(end)) = world.ends.get_mut(number) {
+                    end.asked[verb as usize] = false;
+                }
+            }
         }
     }
 }

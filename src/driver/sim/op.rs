@@ -186,7 +186,7 @@ impl World {
     }
 
     /// The connection breaks by itself. The far end is told by a reset, at once or when it is missed.
-    fn break_off(&mut self, number: usize) {
+    pub(super) fn break_off(&mut self, number: usize) {
         let Some(id) = self.end(number).conn.filter(|id| !self.conns[id.index()].dead) else {
             return;
         };
@@ -215,6 +215,17 @@ impl World {
         self.kick(number);
     }
 
+    /// A shard's driver is gone, and with it what it had in flight.
+    pub(super) fn end_flights_of(&mut self, shard: usize) {
+        for end in self.ends.iter_mut().flatten() {
+            for verb in Verb::ALL {
+                if end.flights[verb as usize].take_if(|flight| flight.shard == shard).is_some() {
+                    end.asked[verb as usize] = false;
+                }
+            }
+        }
+    }
+
     /// Something about a socket changed: what can end now will be tried.
     pub(super) fn kick(&mut self, number: usize) {
         for verb in Verb::ALL {
@@ -222,8 +233,13 @@ impl World {
             if flight.scheduled || !self.can_end(number, &flight) {
                 continue;
             }
-            let late = self.happens(Fault::LateCompletion);
-            let delay = if late { self.rng.log_within(100, 5_000_000) } else { 0 };
+            let delay = if flight.cancelled && self.happens(Fault::LateCancel) {
+                self.rng.log_within(100_000, 3_000_000_000)
+            } else if self.happens(Fault::LateCompletion) {
+                self.rng.log_within(100, 5_000_000)
+            } else {
+                0
+            };
             self.schedule(delay, Event::Try(number, verb, flight.serial));
             if let Some(flight) = &mut self.end_mut(number).flights[verb as usize] {
                 flight.scheduled = true;

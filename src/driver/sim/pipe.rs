@@ -105,6 +105,11 @@ impl Pipe {
         self.bytes.truncate(self.arrived);
     }
 
+    /// Looks at the first `n` bytes, of those that have arrived.
+    pub(super) fn peek(&self, n: usize) -> impl Iterator<Item = u8> {
+        self.bytes.iter().take(n.min(self.arrived)).copied()
+    }
+
     /// Reads `n` bytes, of those that have arrived.
     pub(super) fn read(&mut self, n: usize) -> impl Iterator<Item = u8> {
         self.arrived -= n;

@@ -135,7 +135,7 @@ impl Relay {
             }
             Completion::Sent { key, side, result } if self.of(key) => {
                 let buffer = self.generations.remove(&sending(key, side)).unwrap();
-                let buffer = BufferId(u16::try_from(buffer).unwrap());
+                let buffer = BufferId(buffer);
                 let whole = result == Ok(self.driver.pool().filled(buffer));
                 self.driver.pool().give_back(buffer);
                 if !whole {
@@ -156,7 +156,7 @@ impl Relay {
             Received::Bytes(buffer) => {
                 session.in_flight += 1;
                 let to = side.other();
-                let number = u32::from(buffer.number());
+                let number = buffer.number();
                 self.generations.insert(sending(key, to), number);
                 self.driver.send(key, to, &session.sockets[to as usize], buffer);
             }
@@ -419,6 +419,42 @@ fn a_caller_who_breaks_the_contract_is_told() {
         let _ = driver.turn(None);
     });
     assert!(said.contains("it sleeps for ever"), "{said}");
+}
+
+#[test]
+fn a_caller_who_moves_straight_what_is_in_flight_is_told() {
+    let said = complaint(|driver, client| {
+        driver.arm_recv(KEY, Side::Client, &client, Arm::Once);
+        driver.recv_now(KEY, Side::Client, &client);
+    });
+    assert!(said.contains("is read straight with a Recv in flight"), "{said}");
+    let said = complaint(|driver, client| {
+        let (one, other) = (filled(driver), filled(driver));
+        driver.send(KEY, Side::Client, &client, one);
+        let _ = driver.send_now(&client, other);
+    });
+    assert!(said.contains("is sent to straight with a Send in flight"), "{said}");
+    let carried = |wrong: &dyn Fn(&mut Sim, &Socket, &Socket)| {
+        complaint(|driver, client| {
+            let backend = driver.socket(address(0), &TCP).unwrap();
+            driver.attach(KEY, Side::Backend, &backend).unwrap();
+            wrong(driver, &client, &backend);
+            driver.carry_wide(KEY, Side::Client, &client, &backend, 512);
+        })
+    };
+    let said = carried(&|driver, client, _| {
+        driver.arm_poll(KEY, Side::Client, client, Interest::Readable);
+    });
+    assert!(said.contains("is carried from while it is polled"), "{said}");
+    let said = carried(&|driver, client, _| {
+        driver.arm_recv(KEY, Side::Client, client, Arm::Once);
+    });
+    assert!(said.contains("is carried from with a Recv in flight"), "{said}");
+    let said = carried(&|driver, _, backend| {
+        let buffer = filled(driver);
+        driver.send(KEY, Side::Backend, backend, buffer);
+    });
+    assert!(said.contains("is carried to with a Send in flight"), "{said}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use super::conn::{Conn, ConnId, Fate, Record, Role};
 use super::faults::{Fault, Faults};
 use super::op::{Attempt, End, Op, Verb};
 use super::pipe::Way;
+use super::plain::Plain;
 use super::rng::{Rng, mix};
 use super::script::{Answer, Backend, Reading, Script, Step};
 use super::trace::{Note, Trace};
@@ -73,12 +74,16 @@ pub struct World {
     pub(super) shards: Vec<Option<Shard>>,
     /// The shard whose turn it is, for the trace.
     pub(super) running: usize,
+    /// How long shards were stopped so far.
+    stopped_ns: u64,
     trace: Trace,
     digest: u64,
     /// Completions of an earlier generation that were handed out.
     pub(super) stale: u64,
     /// Clients whose address could not be told.
     pub(super) addresses_gone: u64,
+    /// What plain calls did.
+    pub(super) plain: Plain,
 }
 
 impl World {
@@ -96,10 +101,12 @@ impl World {
             backends: BTreeMap::new(),
             shards: Vec::new(),
             running: 0,
+            stopped_ns: 0,
             trace: Trace::default(),
             digest: seed,
             stale: 0,
             addresses_gone: 0,
+            plain: Plain::default(),
         }))
     }
 
@@ -125,6 +132,12 @@ impl World {
     #[must_use]
     pub const fn now(&self) -> Time {
         Time(self.clock)
+    }
+
+    /// The clock, less what shards were stopped for.
+    #[must_use]
+    pub const fn awake(&self) -> Time {
+        Time(self.clock - self.stopped_ns)
     }
 
     /// A socket that listens. It belongs to whoever accepts on it; several may listen for one listener.
@@ -241,6 +254,16 @@ impl World {
 
     pub(super) fn happens(&mut self, fault: Fault) -> bool {
         self.rng.chance(self.faults.rate(fault))
+    }
+
+    /// The thread of the shard whose turn it is may be stopped for a while.
+    pub(super) fn freeze(&mut self) {
+        if self.happens(Fault::Freeze) {
+            let ns = self.rng.log_within(10_000_000, 5_000_000_000);
+            self.note(Note::Net("stops the shard for ns", i64::try_from(ns).unwrap_or(0)));
+            self.stopped_ns += ns;
+            self.pass_until(self.clock + ns);
+        }
     }
 
     pub(super) fn schedule(&mut self, delay_ns: u64, event: Event) {

@@ -49,6 +49,8 @@ pub struct Uring {
     gone: Vec<u64>,
     credit: bool,
     now: Time,
+    /// Calls into the kernel that failed, since the last that did not.
+    failures: u32,
     counters: Counters,
 }
 
@@ -85,6 +87,7 @@ impl Uring {
             gone: Vec::new(),
             credit,
             now: sys::now(),
+            failures: 0,
             counters: Counters::default(),
         };
         driver.arm_wake();
@@ -124,10 +127,36 @@ impl Uring {
                 // EBUSY or EAGAIN: the kernel wants completions to be taken first. It keeps those that do not fit.
                 let flags = EnterFlags::GETEVENTS.bits();
                 // SAFETY: as above.
-                let _ = unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, flags, None) };
+                let again =
+                    unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, flags, None) };
                 self.sq.sync();
+                // There is nowhere to put the entry: the shard fails, rather than look for room for ever.
+                self.judge(again).expect("the ring takes entries");
             }
         }
+    }
+
+    /// What a call into the kernel means. One that fails for no reason that passes by itself is counted and tried again
+    /// a moment later, so that control has time to take the sessions elsewhere; EBADR says that completions were lost.
+    fn judge(&mut self, entered: io::Result<usize>) -> io::Result<()> {
+        let Err(e) = entered else {
+            self.failures = 0;
+            return Ok(());
+        };
+        match e.raw_os_error() {
+            // Nothing came in time, a signal came, or completions must be taken before more is submitted, which is
+            // next.
+            Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => return Ok(()),
+            Some(libc::EBADR) => return Err(e),
+            _ => {}
+        }
+        self.counters.enter_failed += 1;
+        self.failures += 1;
+        if self.failures > limits::ENTER_FAILURES_MAX {
+            return Err(e);
+        }
+        sys::rest(limits::ENTER_REST_MS);
+        Ok(())
     }
 
     fn decode(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
@@ -144,7 +173,7 @@ impl Uring {
             }
             Token::Connect(key) => Completion::Connected { key, result: number.map(drop) },
             Token::Recv(key, side) => {
-                let buffer = cqueue::buffer_select(flags).map(BufferId);
+                let buffer = cqueue::buffer_select(flags).map(|buffer| BufferId(buffer.into()));
                 Completion::Received { key, side, what: self.received(number, buffer), more }
             }
             Token::Send(key, side) => Completion::Sent { key, side, result: number },
@@ -251,7 +280,7 @@ impl Driver for Uring {
     }
 
     fn counters(&self) -> Counters {
-        self.counters
+        Counters { cpu_ns: sys::thread_cpu_ns(), ..self.counters }
     }
 
     fn waker(&self) -> Waker {
@@ -352,8 +381,15 @@ impl Driver for Uring {
         true
     }
 
-    fn carry_wide(&mut self, _key: Key, _source: Side, from: &Socket, to: &Socket) -> Carried {
-        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool);
+    fn carry_wide(
+        &mut self,
+        _key: Key,
+        _source: Side,
+        from: &Socket,
+        to: &Socket,
+        tail_max: u32,
+    ) -> Carried {
+        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool, tail_max);
         carried
     }
 
@@ -369,6 +405,10 @@ impl Driver for Uring {
 
     fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
         sys::finish(socket.0)
+    }
+
+    fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
+        sys::take_error(socket.0)
     }
 
     fn abort(&mut self, socket: &Socket) {
@@ -406,20 +446,7 @@ impl Driver for Uring {
         self.cq.sync();
         self.counters.completions += self.cq.len() as u64;
         self.counters.cq_overflow += u64::from(self.sq.cq_overflow());
-        match result {
-            Ok(_) => Ok(()),
-            // Nothing came in time, a signal came, or completions must be taken before more is submitted, which is
-            // next.
-            Err(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
-                ) =>
-            {
-                Ok(())
-            }
-            Err(e) => Err(e),
-        }
+        self.judge(result)
     }
 
     fn next(&mut self) -> Option<Completion> {
@@ -487,4 +514,23 @@ mod tests {
     }
 
     contract_tests!(Loopback<Uring>);
+
+    /// The ring's descriptor is made to name something that is no ring, as far as the kernel can tell.
+    #[test]
+    fn a_ring_that_cannot_be_entered_is_counted_and_then_given_up() {
+        use std::os::fd::AsRawFd as _;
+        let Some(mut uring) = Uring::fresh(128, 4096) else { return };
+        let at_once = uring.read_clock();
+        uring.turn(Some(at_once)).expect("it is a ring");
+        let null = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: the ring lives until `uring` is dropped, which is the last thing here.
+        let fd = unsafe { &*uring.ring }.as_raw_fd();
+        // SAFETY: takes and returns numbers; both descriptors are open.
+        assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), fd) }, fd);
+        for failure in 1..=u64::from(limits::ENTER_FAILURES_MAX) {
+            uring.turn(Some(at_once)).expect("it may still mend");
+            assert_eq!(uring.counters().enter_failed, failure);
+        }
+        uring.turn(Some(at_once)).expect_err("it did not");
+    }
 }

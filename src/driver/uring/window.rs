@@ -46,14 +46,15 @@ impl Window {
             return Err(io::Error::last_os_error());
         }
         let ring = NonNull::new(memory.cast()).ok_or_else(io::Error::last_os_error)?;
-        let size = limits::WINDOW_MIN.min(buffers);
+        let size = limits::WINDOW_MIN.min(buffers.div_ceil(2));
         let window = Self {
             ring,
             entries,
             tail: 0,
             published: 0,
             size,
-            size_max: entries.min(buffers),
+            // The rest is for what does not receive by the window.
+            size_max: entries.min(buffers.div_ceil(2)),
             dry: false,
         };
         // SAFETY: the mapping is page-aligned, holds `entries` entries and outlives the ring (see `Uring::drop`).
@@ -96,7 +97,7 @@ impl Window {
                 self.tail.wrapping_sub(self.published).wrapping_add(ahead) & (self.entries - 1);
             // SAFETY: `at` is below `entries`, and only this thread writes entries.
             let buffer = unsafe { &*self.ring.as_ptr().add(usize::from(at)) }.bid();
-            pool.chill(BufferId(buffer));
+            pool.chill(BufferId(buffer.into()));
         }
     }
 
@@ -121,7 +122,7 @@ impl Window {
         let entry = unsafe { &mut *self.ring.as_ptr().add(at) };
         entry.set_addr(pool.at(buffer).as_ptr() as u64);
         entry.set_len(pool.buffer_bytes());
-        entry.set_bid(buffer.number());
+        entry.set_bid(u16::try_from(buffer.number()).expect("the mapping has fewer buffers"));
         self.tail = self.tail.wrapping_add(1);
         self.published += 1;
     }

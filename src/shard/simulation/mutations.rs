@@ -8,20 +8,29 @@ use crate::session::sabotage::{self, Mutation};
 const SEEDS: u64 = 20_000;
 
 /// Each fault, and what catches it first.
-const CAUGHT: [(Mutation, &[Property]); 13] = [
-    (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness]),
+const CAUGHT: [(Mutation, &[Property]); 22] = [
+    (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness, Property::Reset]),
     (Mutation::ClosedInFlight, &[Property::Contract]),
     (Mutation::DoubleGiveBack, &[Property::Contract]),
     (Mutation::EndBeforeBytes, &[Property::Contract]),
     (Mutation::CreditIgnored, &[Property::Bound]),
     (Mutation::ResetAsEnd, &[Property::CleanEnd, Property::Bytes]),
-    (Mutation::StarvedForgotten, &[Property::Starvation, Property::Liveness]),
+    (Mutation::StarvedForgotten, &[Property::Starvation, Property::Liveness, Property::Reset]),
     (Mutation::TimerNeverSet, &[Property::Deadline]),
     (Mutation::WrongOrder, &[Property::Bytes]),
     (Mutation::CountedTwice, &[Property::Tally]),
     (Mutation::TailLost, &[Property::Bytes]),
     (Mutation::TailDoubled, &[Property::Bytes]),
-    (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness]),
+    (Mutation::EndForgotten, &[Property::Starvation, Property::Liveness, Property::Reset]),
+    (Mutation::NeverSpills, &[Property::Starvation]),
+    (Mutation::SpillLosesByte, &[Property::Bytes, Property::Bound]),
+    (Mutation::DeafWhilePaused, &[Property::Reset]),
+    (Mutation::WideTailLost, &[Property::Bytes]),
+    (Mutation::HotSentTwice, &[Property::Bytes]),
+    (Mutation::ReadWhileArmed, &[Property::Contract]),
+    (Mutation::SettlesForever, &[Property::Deadline]),
+    (Mutation::MailForgotten, &[Property::Leak, Property::Starvation, Property::Reset]),
+    (Mutation::AcceptedForgotten, &[Property::Leak]),
 ];
 
 #[test]

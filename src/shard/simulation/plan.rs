@@ -4,7 +4,7 @@ use crate::config::{
     Backend as BackendConfig, Config, DataPath, Hop, Limits, Listener, Log, LogFormat, LogLevel,
     Name, OnBackendFail, Percent, Pool, Shards, Source, Stop, Tcp, Timeouts,
 };
-use crate::driver::sim::{Answer, Backend, Fault, Faults, Rate, Rng, Script, World};
+use crate::driver::sim::{Answer, Backend, Fault, Faults, Rate, Reading, Rng, Script, Step, World};
 use crate::time::Time;
 use std::fmt;
 use std::net::SocketAddr;
@@ -21,8 +21,10 @@ const BACKENDS: u16 = 2;
 pub(super) struct Plan {
     pub(super) seed: u64,
     pub(super) faults: Faults,
-    /// Whether each shard's driver counts credit; as many shards.
-    pub(super) shards: Vec<bool>,
+    /// What each shard's driver can do; as many shards.
+    pub(super) shards: Vec<Kernel>,
+    /// How long shards look for work without sleeping, in microseconds.
+    pub(super) busy_poll_us: u32,
     pub(super) config: Config,
     pub(super) clients: Vec<Client>,
     pub(super) backends: Vec<Backend>,
@@ -33,6 +35,13 @@ pub(super) struct Plan {
     pub(super) all_leave: bool,
     /// Whether shards hand clients to each other.
     pub(super) places: bool,
+}
+
+/// What a shard's driver can do.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Kernel {
+    pub(super) counts_credit: bool,
+    pub(super) plain_calls: bool,
 }
 
 /// A client.
@@ -63,10 +72,28 @@ pub(super) enum Told {
     Evict { from: usize, to: Option<usize> },
     /// The n-th session that began on a shard is carried to another, wherever it is.
     Move { born: usize, nth: u64, to: usize },
+    /// A shard keeps so many sessions, the others are carried to another.
+    Keep { from: usize, sessions: u32, to: usize },
     /// A shard's sockets and sessions go to another, and it leaves.
     Retire { shard: usize, heir: usize },
+    /// A shard fails; with `unheard`, after a turn of its driver of which it hears nothing.
+    Fail { shard: usize, unheard: bool },
     /// All shards leave, and end their sessions, as by a second signal.
     Stop,
+}
+
+impl Client {
+    /// Has it read nothing for a long while, and then wait for the end.
+    fn stall(&mut self) {
+        let patience_ns = 40_000_000_000;
+        let stall = [
+            Step::Reading(Reading::Stopped),
+            Step::Wait(20_000_000_000),
+            Step::Reading(Reading::Eager),
+            Step::AwaitEnd { patience_ns },
+        ];
+        self.script.0.splice(0..0, stall);
+    }
 }
 
 impl Plan {
@@ -78,9 +105,19 @@ impl Plan {
         if rng.chance(Rate::one_in(8)) {
             faults.sockets_max = rng.index(24) + 8;
         }
-        let shards: Vec<bool> = (0..=rng.index(3)).map(|_| rng.chance(Rate::HALF)).collect();
+        let shards = (0..=rng.index(3)).map(|_| Kernel {
+            counts_credit: rng.chance(Rate::HALF),
+            plain_calls: rng.chance(Rate::HALF),
+        });
+        let shards: Vec<Kernel> = shards.collect();
+        let busy_poll_us = rng.pick(&[0, 0, 4, 60, 800]);
         let percents = [(); 2].map(|()| rng.pick(&[0, 500, 3333, 5000, 10_000]));
-        let limits = drawn_limits(rng);
+        let mut limits = drawn_limits(rng);
+        // Clients that never read, and too few buffers for all of them.
+        let stalls = rng.chance(Rate::one_in(16));
+        if stalls {
+            limits.buffers_per_shard = rng.pick(&[2, 3, 4]);
+        }
         let config = drawn_config(rng, limits.clone(), percents);
         // A connection that holds 16 bytes needs an event for each 16.
         let bytes_max = rng.log_within(1, BYTES_MAX.min(faults.room_bytes.0 * 256));
@@ -93,33 +130,22 @@ impl Plan {
             listener: u16::from(rng.chance(Rate::one_in(4))),
             script: Script::drawn_from(rng, bytes_max, all_leave),
         });
-        let clients: Vec<Client> = clients.collect();
-        let backends = (0..2 * BACKENDS)
-            .map(|n| Backend {
-                address: address(n),
-                answers: drawn_answers(rng),
-                scripts: (0..=rng.index(4))
-                    .map(|_| Script::drawn_from(rng, bytes_max, all_leave))
-                    .collect(),
-            })
-            .collect();
-        let most = rng.pick(&[1, 4, 12, 40]);
-        let orders = (0..rng.index(most))
-            .map(|_| {
-                let when = if rng.chance(Rate::HALF) {
-                    When::Round(rng.log_within(1, 1000))
-                } else {
-                    When::Ms(rng.log_within(1, 20_000))
-                };
-                (when, drawn_order(rng, shards.len(), &limits, percents))
-            })
-            .collect();
-        let heals_ms = rng.log_within(100, 20_000);
+        let mut clients: Vec<Client> = clients.collect();
+        if stalls {
+            clients.iter_mut().skip(1).for_each(Client::stall);
+        }
+        let backends = drawn_backends(rng, bytes_max, all_leave, stalls);
+        let mut orders = drawn_orders(rng, shards.len(), &limits, percents);
+        if stalls {
+            orders.extend(drawn_moves(rng, shards.len()));
+        }
+        let heals_ms = if stalls { 20_000 } else { rng.log_within(100, 20_000) };
         let places = rng.chance(Rate::HALF);
         Self {
             seed,
             faults,
             shards,
+            busy_poll_us,
             config,
             clients,
             backends,
@@ -128,6 +154,7 @@ impl Plan {
             all_leave,
             places,
         }
+        .with_mood(rng)
     }
 
     /// Plans with one thing less each.
@@ -147,6 +174,12 @@ impl Plan {
         for fault in Fault::ALL.iter().filter(|fault| self.faults.rate(**fault) != Rate::NEVER) {
             add(&|plan| plan.faults = plan.faults.clone().with(*fault, Rate::NEVER));
         }
+        if self.busy_poll_us > 0 {
+            add(&|plan| plan.busy_poll_us = 0);
+        }
+        if self.shards.iter().any(|kernel| kernel.plain_calls) {
+            add(&|plan| plan.shards.iter_mut().for_each(|kernel| kernel.plain_calls = false));
+        }
         for at in 0..self.clients.len() {
             for step in 0..self.clients[at].script.0.len() {
                 add(&|plan| {
@@ -160,8 +193,11 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { faults, shards, config, heals_ms, all_leave, places, .. } = self;
-        writeln!(f, "  credit counted by shard: {shards:?}; they place clients: {places}")?;
+        let Self { faults, shards, busy_poll_us, config, heals_ms, all_leave, places, .. } = self;
+        writeln!(
+            f,
+            "  by shard: {shards:?}; they spin {busy_poll_us} us, place clients: {places}"
+        )?;
         writeln!(f, "  heals after {heals_ms} ms; ends all leave: {all_leave}")?;
         let (room, latency_ns) = (faults.room_bytes, faults.latency_ns);
         write!(
@@ -234,8 +270,9 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         .collect();
     Config {
         data_path: DataPath::Auto,
+        data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: None, cpus: None, pin: false, busy_poll_us: 0 },
+        shards: Shards { count: None, cpus: None, rebalance: true, pin: false, busy_poll_us: 0 },
         limits,
         listeners,
         pools,
@@ -276,9 +313,55 @@ fn drawn_answers(rng: &mut Rng) -> Vec<(Time, Answer)> {
     vec![accept]
 }
 
+/// What lives behind the proxy. Where clients `stall`, half of it says all it has and finishes.
+fn drawn_backends(rng: &mut Rng, bytes_max: u32, all_leave: bool, stall: bool) -> Vec<Backend> {
+    let finishes = Script(vec![Step::Write(bytes_max), Step::Finish]);
+    let drawn = |n| Backend {
+        address: address(n),
+        answers: drawn_answers(rng),
+        scripts: (0..=rng.index(4))
+            .map(|_| match stall && rng.chance(Rate::HALF) {
+                true => finishes.clone(),
+                false => Script::drawn_from(rng, bytes_max, all_leave),
+            })
+            .collect(),
+    };
+    (0..2 * BACKENDS).map(drawn).collect()
+}
+
+fn drawn_orders(
+    rng: &mut Rng,
+    shards: usize,
+    limits: &Limits,
+    percents: [u16; 2],
+) -> Vec<(When, Told)> {
+    let most = rng.pick(&[1, 4, 12, 40]);
+    let count = rng.index(most);
+    let drawn = |_| {
+        let when = if rng.chance(Rate::HALF) {
+            When::Round(rng.log_within(1, 1000))
+        } else {
+            When::Ms(rng.log_within(1, 20_000))
+        };
+        (when, drawn_order(rng, shards, limits, percents))
+    };
+    (0..count).map(drawn).collect()
+}
+
+/// Orders that carry blocked sessions, some of them half-closed, all to one shard.
+fn drawn_moves(rng: &mut Rng, shards: usize) -> Vec<(When, Told)> {
+    if shards < 2 {
+        return Vec::new();
+    }
+    let to = rng.index(shards);
+    let others = (0..shards).filter(|from| *from != to);
+    let drawn = |from| (When::Ms(rng.log_within(10, 15_000)), Told::Evict { from, to: Some(to) });
+    others.map(drawn).collect()
+}
+
 fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]) -> Told {
     let to = rng.index(shards);
-    match rng.below(16) {
+    match rng.below(17) {
         0..3 => {
             let sessions_max = if rng.chance(Rate::one_in(4)) { 3 } else { 1000 };
             let high_water_bytes = limits.buffer_bytes + rng.pick(&[0, 100, 4000, 32_000]);
@@ -290,11 +373,16 @@ fn drawn_order(rng: &mut Rng, shards: usize, limits: &Limits, percents: [u16; 2]
             let (from, stops) = (rng.index(shards), rng.chance(Rate::one_in(4)));
             Told::Evict { from, to: (from != to && !stops).then_some(to) }
         }
+        13 if shards > 1 => {
+            let (from, sessions) = ((to + 1) % shards, rng.pick(&[0, 1, 2, 3]));
+            Told::Keep { from, sessions, to }
+        }
         9..14 => Told::Move { born: rng.index(shards), nth: 1 + rng.below(6), to },
         14 if shards > 1 => {
             let shard = rng.index(shards);
             Told::Retire { shard, heir: (shard + 1 + rng.index(shards - 1)) % shards }
         }
+        15 => Told::Fail { shard: to, unheard: rng.chance(Rate::HALF) },
         _ => Told::Stop,
     }
 }

@@ -38,6 +38,7 @@ pub(super) struct Run {
     watch: Watch,
     rounds: u64,
     stopping: bool,
+    failed: bool,
 }
 
 /// A shard, and what stays of it.
@@ -85,9 +86,10 @@ impl Run {
         let (journal, records) = mpsc::sync_channel(1024);
         let (told, reports) = mpsc::channel();
         let limits = &plan.config.limits;
-        let members = plan.shards.iter().enumerate().map(|(id, counts_credit)| {
+        let members = plan.shards.iter().enumerate().map(|(id, kernel)| {
             let mut driver = Sim::new(&world, limits.buffers_per_shard, limits.buffer_bytes);
-            driver.set_counts_credit(*counts_credit);
+            driver.set_counts_credit(kernel.counts_credit);
+            driver.set_plain_calls(kernel.plain_calls);
             let (mail, orders) = Mail::new(driver.waker());
             let (tally, load) = (Arc::new(Tally::default()), Arc::new(Load::default()));
             let told = told.clone();
@@ -95,7 +97,7 @@ impl Run {
             let parts = Parts {
                 id,
                 ticked: false,
-                busy_poll_us: 0,
+                busy_poll_us: plan.busy_poll_us,
                 snapshot: Arc::clone(&in_force),
                 tally: Arc::clone(&tally),
                 load,
@@ -121,6 +123,7 @@ impl Run {
             watch: Watch::default(),
             rounds: 0,
             stopping: false,
+            failed: false,
             plan,
         };
         run.open();
@@ -198,6 +201,11 @@ impl Run {
     /// Whether sessions were told to end.
     pub(super) const fn is_stopping(&self) -> bool {
         self.stopping
+    }
+
+    /// Whether a shard has failed.
+    pub(super) const fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Whether nothing is left to wait for: all orders given, all who leave have left.
@@ -284,10 +292,16 @@ impl Run {
                 let session = (born as u64) << 48 | nth;
                 for at in 0..self.members.len() {
                     let to = self.members[to].home.clone();
-                    self.send(at, Order::Move { session, to });
+                    self.send(at, Order::Move { session, to, told: None });
                 }
             }
+            Told::Keep { from, sessions, to } if !self.members[to].leaving => {
+                let to = self.members[to].home.clone();
+                self.send(from, Order::Keep { sessions, to });
+            }
+            Told::Keep { .. } => {}
             Told::Retire { shard, heir } => self.retire(shard, heir),
+            Told::Fail { shard, unheard } => self.fail(shard, unheard),
             Told::Stop => self.stop(),
         }
     }
@@ -334,6 +348,38 @@ impl Run {
         self.introduce();
         self.send(shard, Order::Evict(Some(self.members[heir].home.clone())));
         self.send(shard, Order::Leave);
+    }
+
+    /// A shard panicked: it is abandoned, and others serve where it did.
+    fn fail(&mut self, at: usize, unheard: bool) {
+        let Some(mut shard) = self.members[at].shard.take() else { return };
+        if unheard {
+            let now = self.now();
+            shard.driver().turn(Some(now)).expect("the simulated driver does not fail");
+        }
+        shard.driver().fail();
+        shard.abandon();
+        drop(shard);
+        (self.failed, self.members[at].leaving) = (true, true);
+        for port in 0..self.ports.len() {
+            let Port { listener, at: of, next, released, .. } = self.ports[port];
+            if next == Some(at) {
+                self.ports[port].next = None;
+            }
+            if of != at || released {
+                continue;
+            }
+            let serves = |heir: &usize| {
+                let takes = |it: &Port| it.at == *heir && !it.released || it.next == Some(*heir);
+                let taken = |it: &Port| it.listener == listener && takes(it);
+                !self.members[*heir].leaving && !self.ports.iter().any(taken)
+            };
+            match (0..self.members.len()).find(serves) {
+                Some(heir) => self.serve(port, heir),
+                None => (self.ports[port].next, self.ports[port].released) = (None, true),
+            }
+        }
+        self.introduce();
     }
 
     /// The second signal: nobody listens any more, sessions end, shards leave.

@@ -43,17 +43,22 @@ fn check(method: &str, path: &str, body: &[u8]) {
             let order = admin::order_of(method, path, again.as_bytes());
             assert_eq!(order, Ok(Order::Canary { listener, percent }));
         }
-        Ok(Order::DataPath { path: to, live }) => {
+        Ok(Order::DataPath { path: to, live, percent }) => {
             assert_eq!((method, path), PATHS[2]);
             let live_again = live.map_or_else(|| "null".to_owned(), |live| live.to_string());
-            let again = format!(r#"{{"path": "{}", "live": {live_again}}}"#, to.label());
+            let again = format!(
+                r#"{{"path": "{}", "live": {live_again}, "percent": {}}}"#,
+                to.label(),
+                percent.as_f64()
+            );
             let order = admin::order_of(method, path, again.as_bytes());
-            assert_eq!(order, Ok(Order::DataPath { path: to, live }));
+            assert_eq!(order, Ok(Order::DataPath { path: to, live, percent }));
         }
         Ok(Order::Move { session, .. }) => {
             let named = path.split('/').nth(4).and_then(|word| word.parse::<u64>().ok());
             assert_eq!(named, Some(session), "{path}");
         }
+        Ok(Order::Sessions { .. } | Order::RollBack) => panic!("no body says so"),
         Err(sentences) => {
             assert!(!sentences.is_empty() && sentences.iter().all(|it| !it.is_empty()));
         }

@@ -205,7 +205,7 @@ impl Run {
             1 => self.send(from, Order::Evict(None)),
             2 | 3 => {
                 let session = ((what as u64 & 1) << 48) + u64::from(how >> 2) % 8 + 1;
-                self.send(from, Order::Move { session, to });
+                self.send(from, Order::Move { session, to, told: None });
             }
             4 => self.send(from, Order::Release(LISTENER)),
             _ => {
@@ -388,8 +388,9 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
     let busy_poll_us = if bytes.flag() { 20 } else { 0 };
     Config {
         data_path: DataPath::Auto,
+        data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: None, cpus: None, pin: false, busy_poll_us },
+        shards: Shards { count: None, cpus: None, rebalance: true, pin: false, busy_poll_us },
         limits,
         pools: vec![pool("v1", &[0, 1], u32::from(bytes.below(3))), pool("v2", &[2], 0)],
         listeners: vec![listener],
