@@ -41,17 +41,19 @@
 //! 4. [`tally`]: counters with one writer and any number of readers.
 //! 5. [`policy`]: decisions as plain functions: which arm, which backend; [`policy::snapshot`] makes a config ready for
 //!    both.
-//! 6. [`driver`]: the kernel, behind one contract: [`driver::uring`] and [`driver::epoll`], and [`driver::sim`], a
+//! 6. [`wire`]: bytes as values: what one process says to the one that replaces it.
+//! 7. [`driver`]: the kernel, behind one contract: [`driver::uring`] and [`driver::epoll`], and [`driver::sim`], a
 //!    seeded network for tests; [`driver::probe`] tries what a machine allows, [`driver::pick`] chooses. All `unsafe`
 //!    is here.
-//! 7. [`session`]: one client with its backend, from its first attempt to connect to its last byte; generic over
+//! 8. [`session`]: one client with its backend, from its first attempt to connect to its last byte; generic over
 //!    [`driver::Driver`].
-//! 8. [`shard`]: one core's loop: accept, placement, sessions, timers, mailbox.
-//! 9. [`control`]: starts shards, hands listening sockets between them, reloads, follows orders, stops.
-//! 10. [`admin`]: status, metrics and orders over HTTP, and what is written to the log.
-//! 11. [`run`]: control, admin and the session log, put together: a whole Ringway in a process.
-//! 12. [`demo`]: an order engine, an order flow, and Ringway between them.
-//! 13. [`mod@bench`]: io_uring against epoll, and Ringway against other proxies, on this machine. `main.rs` turns
+//! 9. [`shard`]: one core's loop: accept, placement, sessions, timers, mailbox.
+//! 10. [`control`]: starts shards, hands listening sockets between them, reloads, follows orders, stops; hands all of
+//!     it to the process of a new binary ([`control::handover`]).
+//! 11. [`admin`]: status, metrics and orders over HTTP, and what is written to the log.
+//! 12. [`run`]: control, admin and the session log, put together: a whole Ringway in a process.
+//! 13. [`demo`]: an order engine, an order flow, and Ringway between them.
+//! 14. [`mod@bench`]: io_uring against epoll, and Ringway against other proxies, on this machine. `main.rs` turns
 //!     arguments into one of these.
 //!
 //! # Words
@@ -68,6 +70,7 @@
 //! - A **snapshot** is a config made ready for shards: numbered, immutable, shared.
 //! - A **tally** is one shard's counters. A **route** is listener, arm, pool and backend: what sessions are counted by.
 //! - A **parcel** is a session taken off its driver at a quiet moment: two sockets, unsent bytes, counters.
+//! - An **upgrade** puts the process of a new binary in this one's place; a **generation** is one of such a line.
 //! - An **end reason** says why a session ended: exactly one, the first that held.
 //! - Units stand last in a name: `idle_ms`, `buffer_bytes`, `sessions_max`.
 //!
@@ -84,8 +87,8 @@
 //! 1. Imports go down only. (`tests/tidy.rs`: `layers`)
 //! 2. `unsafe` stands under `driver` and nowhere else; every other module forbids it. (`tests/tidy.rs`: `unsafe_code`)
 //! 3. Sessions and shards name no concrete driver: one text runs on all. (`tests/tidy.rs`: `concrete_drivers`)
-//! 4. `config`, `event`, `time`, `tally` and `policy` know no clock, socket, thread or runtime: what they need of the
-//!    world is an argument. (`tests/tidy.rs`: `pure_layers`)
+//! 4. `config`, `event`, `time`, `tally`, `policy` and `wire` know no clock, socket, thread or runtime: what they need
+//!    of the world is an argument. (`tests/tidy.rs`: `pure_layers`)
 //! 5. Over any run of sessions the canary's count is off from its share by less than one, also where the share changed
 //!    on the way. (`src/policy/split.rs`: `any_run_is_off_by_less_than_one`)
 //! 6. Weights are exact over every cycle of a pool. (`src/policy/rotation.rs`:
@@ -109,12 +112,19 @@
 //!     (`src/driver/contract/simulated.rs`: `the_contract_holds_in_bad_weather`; `src/driver/contract/liar.rs`:
 //!     `every_liar_is_caught`)
 //! 14. A seed replays a whole simulated world. (`src/driver/sim/tests.rs`: `a_seed_replays`)
-//!
-//! 15. Steady loads come to rest: no session is moved to and fro. (`src/policy/balance.rs`:
+//! 15. A session is one process's at a time: the old one keeps it until the new one has said that it took it, and the
+//!     new one moves no byte of it before. (`tests/upgrade/failing.rs`:
+//!     `who_dies_with_an_unanswered_batch_takes_nothing_along`,
+//!     `who_dies_after_a_batch_takes_only_that_along_and_the_log_names_it`)
+//! 16. Totals never fall when a process is replaced. (`src/control/totals.rs`:
+//!     `totals_go_through_three_processes_and_never_fall`)
+//! 17. Any bytes from another process are a message or a fault. (`src/wire/handover.rs`:
+//!     `any_bytes_are_a_message_or_a_fault`)
+//! 18. Steady loads come to rest: no session is moved to and fro. (`src/policy/balance.rs`:
 //!     `steady_load_comes_to_rest`)
-//! 16. The data path's share of new sessions is exact, over all shards. (`tests/proxy/carry.rs`:
+//! 19. The data path's share of new sessions is exact, over all shards. (`tests/proxy/carry.rs`:
 //!     `a_share_of_new_sessions_takes_the_other_path_and_is_exact`)
-//! 17. A ring that misbehaves loses its sessions to epoll, once. (`tests/proxy/carry.rs`:
+//! 20. A ring that misbehaves loses its sessions to epoll, once. (`tests/proxy/carry.rs`:
 //!     `a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again`)
 //!
 //! # What is absent, on purpose
@@ -143,7 +153,8 @@
 //! | a system call | [`driver::sys`] where both drivers make it, else in the driver that does |
 //! | what a driver must do | the contract in [`driver`], then both drivers |
 //! | how bytes move, and when they may not | [`session::relay`] |
-//! | how a session is carried | [`session::parcel`]; when: `shard/moves.rs` |
+//! | how a session is carried | [`session::parcel`]; when: `shard/moves.rs`; to another process: [`wire::handover`] |
+//! | what a new process gets of the old one | [`control::handover`]; its version is in [`wire::handover`] |
 //! | how a backend is reached | [`session::opening`] |
 //! | which shard a client goes to | [`shard::placement`] |
 //! | what a reload may change | `control/reload.rs` |
@@ -160,18 +171,20 @@ pub mod tally;
 pub mod time;
 // 5: decisions: pure, time is an argument
 pub mod policy;
-// 6: the kernel: all I/O, all `unsafe`
+// 6: bytes as values
+pub mod wire;
+// 7: the kernel: all I/O, all `unsafe`
 #[expect(unsafe_code, reason = "the one place for it; each block says why it is sound")]
 pub mod driver;
-// 7: one connection, from its first attempt to connect to its last byte
+// 8: one connection, from its first attempt to connect to its last byte
 pub mod session;
-// 8: one core
+// 9: one core
 pub mod shard;
-// 9: slow and careful, on its own thread
+// 10: slow and careful, on its own thread
 pub mod control;
-// 10: windows
+// 11: windows
 pub mod admin;
-// 11 to 13: the whole
+// 12 to 14: the whole
 pub mod bench;
 pub mod demo;
 pub mod run;

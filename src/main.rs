@@ -6,10 +6,11 @@ use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, value_parser};
 use ringway::config::{Config, file};
 use ringway::control::Outcome;
+use ringway::control::handover::take::Legacy;
 use ringway::control::order::{Answer, Order};
 use ringway::run::Running;
 use ringway::{admin, bench, demo, driver};
-use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -42,6 +43,14 @@ enum Command {
     Check {
         /// The config.
         file: PathBuf,
+    },
+    /// Has a running Ringway start the program that is at its path now, and hand sockets and live sessions over to it.
+    ///
+    /// It is asked by the admin endpoint of the config. Without one, send it SIGUSR2: what became of it is in the log.
+    Upgrade {
+        /// The config.
+        #[arg(long, value_name = "FILE", default_value = CONFIG)]
+        config: PathBuf,
     },
     /// Tries what this kernel and sandbox allow, and says what to change.
     Probe {
@@ -128,6 +137,7 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Run { config } => run(&config),
         Command::Check { file } => check(&file),
+        Command::Upgrade { config } => upgrade(&config),
         Command::Probe { json } => probe(json),
         Command::Datapath { path, live, new, percent, config } => {
             let live = (live || new).then_some(live);
@@ -147,30 +157,38 @@ fn main() -> ExitCode {
 }
 
 fn run(path: &Path) -> ExitCode {
+    // First of all, for it may have open descriptors.
+    let mut legacy = match Legacy::find() {
+        Ok(legacy) => legacy,
+        Err(why) => return fail(SYSTEM, &why),
+    };
     let config = match read(path) {
         Ok(config) => config,
-        Err(code) => return code,
+        Err((code, why)) => {
+            legacy.refuse(&why.join("; "));
+            return tell(code, &why);
+        }
     };
     if let Err(e) = admin::log::init(&config.log) {
         complain(&format!("ringway: the log cannot be set up: {e}"));
     }
-    let signals = match Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1]) {
+    let signals = match Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2]) {
         Ok(signals) => signals,
         Err(e) => return fail(SYSTEM, &format!("signals cannot be received: {e}")),
     };
-    let running = match Running::start(config, Some(path.to_owned())) {
+    let running = match Running::start_with(config, Some(path.to_owned()), legacy) {
         Ok(running) => running,
         Err(e) => return fail(e.exit_code(), &e.to_string()),
     };
     follow(signals, &running);
     match running.wait() {
-        Outcome::Stopped { .. } => ExitCode::SUCCESS,
+        Outcome::Stopped { .. } | Outcome::Replaced => ExitCode::SUCCESS,
         Outcome::Failed => fail(SOFTWARE, "ended because of a bug; the log says more"),
     }
 }
 
-/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR1 takes all sessions back to epoll, SIGTERM and
-/// SIGINT stop.
+/// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR1 takes all sessions back to epoll, SIGUSR2
+/// upgrades, SIGTERM and SIGINT stop.
 fn follow(mut signals: Signals, running: &Running) {
     let (orders, stop) = (running.orders(), running.stopper());
     let follower = std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -179,6 +197,7 @@ fn follow(mut signals: Signals, running: &Running) {
                 // What became of it is in the log.
                 SIGHUP => orders.give(Order::Reload, |_: Answer| {}),
                 SIGUSR1 => orders.give(Order::RollBack, |_: Answer| {}),
+                SIGUSR2 => orders.give(Order::Upgrade, |_: Answer| {}),
                 SIGINT | SIGTERM => stop(),
                 _ => {}
             }
@@ -199,7 +218,27 @@ fn check(path: &Path) -> ExitCode {
             print(&format!("{}: good, {listeners}, {pools}\n", path.display()));
             ExitCode::SUCCESS
         }
-        Err(code) => code,
+        Err((code, why)) => tell(code, &why),
+    }
+}
+
+/// Asks the Ringway that runs with this config.
+fn upgrade(path: &Path) -> ExitCode {
+    let config = match read(path) {
+        Ok(config) => config,
+        Err((code, why)) => return tell(code, &why),
+    };
+    let Some(admin) = config.admin else {
+        let why = format!("{} has no [admin]: send Ringway SIGUSR2 instead", path.display());
+        return fail(USAGE, &why);
+    };
+    match admin::ask::ask(&admin, "POST", "/api/v1/upgrade", "") {
+        Ok((200, said)) => {
+            print(&format!("{}\n", admin::ask::sentences(&said)));
+            ExitCode::SUCCESS
+        }
+        Ok((_, said)) => fail(SYSTEM, &format!("not upgraded: {}", admin::ask::sentences(&said))),
+        Err(why) => fail(SYSTEM, &format!("not upgraded: {why}")),
     }
 }
 
@@ -207,7 +246,7 @@ fn check(path: &Path) -> ExitCode {
 fn datapath(path: &Path, body: &serde_json::Value) -> ExitCode {
     let config = match read(path) {
         Ok(config) => config,
-        Err(code) => return code,
+        Err((code, why)) => return tell(code, &why),
     };
     let Some(endpoint) = &config.admin else {
         return fail(USAGE, &format!("{}: without [admin] there is nobody to ask", path.display()));
@@ -249,21 +288,26 @@ fn until_stopped(run: impl FnOnce(Arc<AtomicBool>) -> Result<(), String>) -> Exi
     }
 }
 
-fn read(path: &Path) -> Result<Config, ExitCode> {
+/// The config; or an exit code and what is to be said, a line each.
+fn read(path: &Path) -> Result<Config, (u8, Vec<String>)> {
     file::read(path).map_err(|e| match e {
-        file::ReadError::Unreadable(why) if path == Path::new(CONFIG) => fail(
-            NO_INPUT,
-            &format!("{why}; `--config FILE` names another, `ringway demo` needs none"),
-        ),
-        file::ReadError::Unreadable(why) => fail(NO_INPUT, &why),
+        file::ReadError::Unreadable(why) if path == Path::new(CONFIG) => {
+            let hint = "`--config FILE` names another, `ringway demo` needs none";
+            (NO_INPUT, vec![format!("ringway: {why}; {hint}")])
+        }
+        file::ReadError::Unreadable(why) => (NO_INPUT, vec![format!("ringway: {why}")]),
         file::ReadError::Faults(faults) => {
-            for fault in &faults {
-                complain(&format!("{}: {fault}", path.display()));
-            }
             let s = if faults.len() == 1 { "" } else { "s" };
-            fail(USAGE, &format!("{}: {} fault{s}", path.display(), faults.len()))
+            let last = format!("ringway: {}: {} fault{s}", path.display(), faults.len());
+            let lines = faults.iter().map(|fault| format!("{}: {fault}", path.display()));
+            (USAGE, lines.chain([last]).collect())
         }
     })
+}
+
+fn tell(code: u8, lines: &[String]) -> ExitCode {
+    lines.iter().for_each(|line| complain(line));
+    ExitCode::from(code)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

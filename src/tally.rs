@@ -6,6 +6,8 @@
 
 #![forbid(unsafe_code)]
 
+mod named;
+
 use crate::config::Name;
 use crate::event::{Arm, EndReason};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -119,6 +121,8 @@ impl Default for Histogram<19> {
     }
 }
 
+pub use named::Named;
+
 /// What one shard counts of itself.
 #[derive(Debug, Default)]
 pub struct ShardTally {
@@ -176,6 +180,8 @@ pub struct ShardTally {
     pub moves_in: Count,
     /// Moves that were given up; their sessions went on where they were.
     pub moves_failed: Count,
+    /// Sessions carried here from the process before this one.
+    pub moves_upgrade: Count,
     /// Moves that were asked for while their session was still opening.
     pub moves_opening: Count,
     /// Moves that were asked for when their session was ending.
@@ -186,6 +192,8 @@ pub struct ShardTally {
     pub stale: Count,
     /// Records of ended sessions that found the journal full.
     pub journal_dropped: Count,
+    /// The lower 48 bits of the next session's id; no counter of events.
+    pub next_id: Count,
 }
 
 /// Names a route: where a session came in and where it went.

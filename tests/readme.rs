@@ -90,7 +90,7 @@ fn commands_exist() {
     let commands: BTreeSet<&str> = all.iter().map(|(command, _)| command.as_str()).collect();
     assert_eq!(
         commands.into_iter().collect::<Vec<_>>(),
-        ["bench", "check", "datapath", "demo", "order-engine", "probe", "run"]
+        ["bench", "check", "datapath", "demo", "order-engine", "probe", "run", "upgrade"]
     );
     assert_eq!(call_faults(&all), Vec::<String>::new());
 }

@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The layers, lowest first: a module may name itself and what stands before it.
-const LAYERS: [&str; 14] = [
-    "config", "event", "time", "tally", "policy", "driver", "session", "shard", "control", "admin",
-    "run", "demo", "bench", "main",
+const LAYERS: [&str; 15] = [
+    "config", "event", "time", "tally", "policy", "wire", "driver", "session", "shard", "control",
+    "admin", "run", "demo", "bench", "main",
 ];
 /// Layers that get what they need of the world as arguments.
-const PURE: [&str; 5] = ["config", "event", "time", "tally", "policy"];
+const PURE: [&str; 6] = ["config", "event", "time", "tally", "policy", "wire"];
 /// What they may not name.
 const WORLD: [&str; 12] = [
     "Instant",
@@ -434,7 +434,7 @@ fn each_layer_fault_is_found() {
         ("src/policy/split.rs", "use super::driver;", 0),
         ("src/demo/mod.rs", "use crate::run;", 0),
         ("src/main.rs", "use ringway::{admin, demo};", 0),
-        ("src/wire/mod.rs", "", 1),
+        ("src/tls/mod.rs", "", 1),
     ] {
         assert_eq!(count(layer_faults, path, text), faults, "{path}: {text}");
     }

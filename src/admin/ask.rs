@@ -1,4 +1,4 @@
-//! The other end of the admin endpoint: what `ringway datapath` asks a running Ringway with.
+//! The other end of the admin endpoint: what `ringway datapath` and `ringway upgrade` ask a running Ringway with.
 
 use crate::config::{Admin, limits};
 use std::io::{Read as _, Write as _};
@@ -21,21 +21,41 @@ pub fn ask(admin: &Admin, method: &str, path: &str, body: &str) -> Result<(u16, 
         "{method} {path} HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n{token}\
          Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
     );
-    let patience = Duration::from_millis(limits::ADMIN_REQUEST_MS_MAX);
+    // The endpoint itself answers within its bound, if only to say that there is no answer yet.
+    let patience = Duration::from_millis(2 * limits::ADMIN_REQUEST_MS_MAX);
     let exchange = || {
         let mut stream = TcpStream::connect_timeout(&at, patience)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.take(limits::ADMIN_ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-        Ok::<_, std::io::Error>(answer)
+        let mut answer = Vec::new();
+        stream.take(limits::ADMIN_ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+        if answer.is_empty() {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
     };
-    let answer = exchange().map_err(|e| format!("the admin endpoint {at} cannot be asked: {e}"))?;
+    let answer = exchange().map_err(|e| {
+        format!(
+            "the admin endpoint at {at} does not answer: {e} (does Ringway run with this config?)"
+        )
+    })?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
     let status = status.ok_or_else(|| format!("what listens on {at} is no Ringway"))?;
     Ok((status, body.to_owned()))
+}
+
+/// What an answer to an order says in words, or the errors it names; as it is where it is none of Ringway's.
+#[must_use]
+pub fn sentences(body: &str) -> String {
+    let answer: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    if let Some(what) = answer["what"].as_str() {
+        return what.to_owned();
+    }
+    let errors = answer["errors"].as_array().into_iter().flatten();
+    let errors: Vec<&str> = errors.filter_map(serde_json::Value::as_str).collect();
+    if errors.is_empty() { body.trim_end().to_owned() } else { errors.join("; ") }
 }
 
 /// Where an endpoint that listens on every address can be asked from its own machine.
@@ -77,10 +97,28 @@ mod tests {
     }
 
     #[test]
+    fn what_control_says_is_what_is_told() {
+        let upgrade = |orders| {
+            let endpoint = Endpoint::new(None, orders);
+            ask(&admin(endpoint.address, None), "POST", "/api/v1/upgrade", "").unwrap()
+        };
+        let (status, said) = upgrade(Orders::answered_by(|order| {
+            assert_eq!(order, Order::Upgrade);
+            Some(Answer::Done { generation: 1, what: "process 7 accepts clients".into() })
+        }));
+        assert_eq!((status, sentences(&said)), (200, "process 7 accepts clients".into()));
+        let refused = Answer::Refused(vec!["one".into(), "two".into()]);
+        let (status, said) = upgrade(Orders::answered_by(move |_| Some(refused.clone())));
+        assert!(status >= 400, "{status}");
+        assert_eq!(sentences(&said), "one; two");
+        assert_eq!(sentences("no json\n"), "no json");
+    }
+
+    #[test]
     fn nobody_there_is_told() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let why = ask(&admin(free, None), "GET", "/", "").unwrap_err();
-        assert!(why.contains(&free.to_string()), "{why}");
+        assert!(why.contains(&format!("{free} does not answer")), "{why}");
         assert!(ask(&admin("127.0.0.1:0".parse().unwrap(), None), "GET", "/", "").is_err());
         assert_eq!(reachable("0.0.0.0:9".parse().unwrap()), "127.0.0.1:9".parse().unwrap());
         assert_eq!(reachable("[::]:9".parse().unwrap()), "[::1]:9".parse().unwrap());

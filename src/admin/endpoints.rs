@@ -34,7 +34,7 @@ pub(super) enum Does {
 }
 
 /// All of them.
-pub(super) static ENDPOINTS: [Endpoint; 10] = [
+pub(super) static ENDPOINTS: [Endpoint; 11] = [
     Endpoint {
         method: Method::GET,
         path: "/",
@@ -70,6 +70,12 @@ pub(super) static ENDPOINTS: [Endpoint; 10] = [
         path: "/api/v1/reload",
         what: "reads the config file again",
         does: Does::Order(reload),
+    },
+    Endpoint {
+        method: Method::POST,
+        path: "/api/v1/upgrade",
+        what: "starts the program anew and hands sockets and live sessions over to it",
+        does: Does::Order(upgrade),
     },
     Endpoint {
         method: Method::PUT,
@@ -167,13 +173,18 @@ fn scrape(window: &Window) -> Result<Response, Fault> {
 }
 
 fn reload(_: &str, body: &[u8]) -> Result<Order, Fault> {
+    no_body(body).map(|()| Order::Reload)
+}
+
+fn upgrade(_: &str, body: &[u8]) -> Result<Order, Fault> {
+    no_body(body).map(|()| Order::Upgrade)
+}
+
+fn no_body(body: &[u8]) -> Result<(), Fault> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
     struct Body {}
-    if !body.is_empty() {
-        parse::<Body>(body, "no body, or {}")?;
-    }
-    Ok(Order::Reload)
+    if body.is_empty() { Ok(()) } else { parse::<Body>(body, "no body, or {}").map(|Body {}| ()) }
 }
 
 fn canary(listener: &str, body: &[u8]) -> Result<Order, Fault> {

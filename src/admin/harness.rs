@@ -61,6 +61,7 @@ pub(super) fn config() -> Config {
         admin: None,
         stop: Stop { grace_ms: 0, drain_ms: 0 },
         log: Log { format: LogFormat::Human, level: LogLevel::Info, session_every: 1 },
+        source: Source::default(),
     }
 }
 

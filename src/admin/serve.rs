@@ -94,6 +94,13 @@ pub(super) async fn serve(
         }
     }
     drop(listener);
+    // Who was let in a moment ago has not asked yet, and would take the end of an idle connection for a refusal.
+    let all_asked = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended)
+        }
+    };
+    let _ = timeout(Duration::from_millis(limits::ADMIN_LAST_ASK_MS), all_asked).await;
     // Nobody listens where there is no connection.
     let _ = stopping.send(true);
     let all_end = async {
@@ -295,6 +302,7 @@ async fn obey(
 fn sentence(order: &Order) -> String {
     match order {
         Order::Reload => "reload the config".into(),
+        Order::Upgrade => "upgrade".into(),
         Order::Canary { listener, percent } => format!("canary of {listener} to {percent} %"),
         Order::DataPath { path, live, percent } => {
             let along = match live {

@@ -5,7 +5,8 @@
 use super::fault::{Fault, nearest};
 use super::file::{Written, WrittenAdmin, WrittenBackend, WrittenListener, WrittenPool};
 use super::section::{Report, path};
-use super::{Admin, Backend, Config, Limits, Listener, Name, Percent, Pool, Shards, limits, token};
+use super::{Admin, Backend, Config, Limits, Listener, Name, Percent, Pool, Shards, Source};
+use super::{limits, token};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -45,6 +46,7 @@ pub(super) fn check(
         admin: admin.map(|admin| admin.expect(whole)),
         stop: written.stop,
         log: written.log,
+        source: Source::default(),
     })
 }
 

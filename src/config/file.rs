@@ -8,7 +8,7 @@ pub use super::section::Setting;
 use super::inherited::{TIMEOUTS, WrittenTcp, read_timeouts};
 use super::section::{NAME_DOMAIN, Report, Section, is_name, read_root};
 use super::{Config, DataPath, Hop, Limits, Log, LogFormat, LogLevel, Name, OnBackendFail};
-use super::{Percent, Shards, Stop, Tcp, Timeouts, check, limits};
+use super::{Percent, Shards, Source, Stop, Tcp, Timeouts, check, limits};
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -59,9 +59,27 @@ fn parse_beside(text: &str, directory: &Path) -> Result<Config, Vec<Fault>> {
         return Err(vec![Fault::of_key("config".into(), too_long())]);
     }
     let table = text.parse().map_err(|error| vec![Fault::of_syntax(text, &error)])?;
+    check_table(table, text, directory)
+}
+
+/// Reads and checks the text of a config that another process read before, as far as its sessions live by it: without
+/// the admin endpoint, whose token may be in a file that is gone.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_carried(text: &str) -> Result<Config, Vec<Fault>> {
+    let parsed: Result<toml::Table, _> = text.parse();
+    let mut table = parsed.map_err(|error| vec![Fault::of_syntax(text, &error)])?;
+    table.remove("admin");
+    check_table(table, text, Path::new(""))
+}
+
+fn check_table(table: toml::Table, text: &str, directory: &Path) -> Result<Config, Vec<Fault>> {
     let mut report = Report::default();
     let written = read_root(table, &mut report, Written::read);
-    check::check(written, directory, report)
+    let mut config = check::check(written, directory, report)?;
+    config.source = Source(text.into());
+    Ok(config)
 }
 
 fn too_long() -> String {

@@ -199,11 +199,32 @@ pub const ABANDON_MS_MAX: u64 = 200;
 /// Panics of shards within a minute that end the process.
 pub const PANICS_PER_MINUTE_MAX: usize = 3;
 
+/// Bytes of one message between a process and the one that replaces it: the longest session, and room for its text.
+pub const HANDOVER_BYTES_MAX: u64 = 2 * (HIGH_WATER_MAX + BUFFER_BYTES_MAX) as u64 + (16 << 20);
+/// Sessions that go to the new process in one message: two descriptors each, of which one takes 253 (SCM_MAX_FD).
+pub const HANDOVER_BATCH: usize = 64;
+/// Unsent bytes after which a message takes no further session.
+pub const HANDOVER_BATCH_BYTES: usize = 1 << 20;
+/// Sessions that may have come to rest and wait for their turn to go: each pause stays short.
+pub const HANDOVER_WAITING_MAX: u32 = 128;
+/// How long a new process may take until it has checked its config and is ready.
+pub const HANDOVER_READY_MS_MAX: u64 = 5000;
+/// How long any further step of a hand-over may take: a message to be taken, or answered.
+pub const HANDOVER_STEP_MS_MAX: u64 = 3000;
+/// How long a message that is under way when a hand-over fails may take to be read.
+pub const HANDOVER_LAST_MS_MAX: u64 = 100;
+/// How often the old process looks whether the new one is still there, and how far its own sessions have come.
+pub const HANDOVER_LOOK_MS: u64 = 10;
+/// When the new process becomes the main one, if sessions are left that cannot be carried yet.
+pub const HANDOVER_MAIN_MS: u64 = 5000;
+/// Session ids that are left to the old process while the new one accepts already.
+pub const HANDOVER_IDS: u64 = 1 << 24;
+
 /// Bytes of an admin request's body.
 pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of an admin request's head.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of an admin answer that `ringway datapath` reads.
+/// Bytes of an admin answer that `ringway datapath` and `ringway upgrade` read.
 pub const ADMIN_ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// Connections to the admin endpoint that may wait for their turn.
 pub const ADMIN_WAITING_MAX: u32 = 128;
@@ -217,6 +238,8 @@ pub const ADMIN_ACCEPT_REST_MS: u64 = 100;
 pub const ADMIN_LINGER_MS_MAX: u64 = 1000;
 /// Bytes that are thrown away meanwhile.
 pub const ADMIN_LINGER_BYTES_MAX: usize = 1 << 20;
+/// How long whoever was let in at the last moment may take to ask, when the admin endpoint stops.
+pub const ADMIN_LAST_ASK_MS: u64 = 50;
 /// How long admin answers that are under way may hold up a stop.
 pub const ADMIN_STOP_MS_MAX: u64 = 500;
 /// How long the writer of session lines sleeps between looks at the journal: it is never woken by a shard.
@@ -262,6 +285,11 @@ const _: () = assert!(SESSIONS_PER_SHARD_MAX <= 1 << 24, "a slot must fit a toke
 const _: () = assert!(USER_TIMEOUT_MS_MAX <= i32::MAX as u32, "setsockopt takes an int");
 const _: () =
     assert!(SOCKET_BUFFER_BYTES_MAX <= i32::MAX as u32 / 2, "the kernel doubles it in an int");
+const _: () = assert!(2 * HANDOVER_BATCH <= 253, "the descriptors of a batch go with one message");
+const _: () = assert!(
+    HANDOVER_READY_MS_MAX + HANDOVER_STEP_MS_MAX < ADMIN_REQUEST_MS_MAX,
+    "who asked for an upgrade is told"
+);
 const _: () = assert!(TOKEN_CHARS_MAX < ADMIN_HEAD_BYTES_MAX, "a token comes in a request's head");
 const _: () = assert!(
     SESSIONS_MAX as usize == SHARDS_MAX * SESSIONS_PER_SHARD_MAX as usize,

@@ -46,6 +46,26 @@ pub struct Config {
     pub stop: Stop,
     /// What is written down, and how.
     pub log: Log,
+    /// The text it was read from.
+    pub source: Source,
+}
+
+/// The text a config was read from; empty where it was made otherwise. Any two are equal: texts that differ may say
+/// the same.
+#[derive(Clone, Default)]
+pub struct Source(pub Arc<str>);
+
+impl PartialEq for Source {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // It may hold the admin token.
+        f.write_str("Source")
+    }
 }
 
 /// Which data path new sessions take.

@@ -1,6 +1,7 @@
 //! What everybody may look at: the snapshot in force, the shards' tallies, whether Ringway is ready. Control writes it,
 //! the admin endpoint and tests read it; nobody waits for anybody.
 
+use super::totals::Totals;
 use crate::config::{DataPath, Name, Percent, limits};
 use crate::driver::Kind;
 use crate::policy::health::Fault;
@@ -9,7 +10,7 @@ use crate::tally::{Count, Tally};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What everybody may look at.
@@ -39,6 +40,16 @@ pub struct Board {
     pub shard_panics: AtomicU64,
     /// Lines of ended sessions that were written.
     pub journal_written: AtomicU64,
+    /// Which of a line of processes this is, each started by the one before to replace it; from 1.
+    pub process: AtomicU64,
+    /// Upgrades that put this process in the place of another.
+    pub upgrades_done: AtomicU64,
+    /// Upgrades that failed; this process went on.
+    pub upgrades_failed: AtomicU64,
+    /// Process id of the one before, while it has sessions to hand over; else 0.
+    pub predecessor: AtomicU32,
+    /// What the processes before this one counted.
+    pub inherited: ArcSwapOption<Totals>,
 }
 
 /// Which data path new sessions take, and why.
@@ -114,6 +125,11 @@ impl Board {
             rebalanced: AtomicU64::new(0),
             shard_panics: AtomicU64::new(0),
             journal_written: AtomicU64::new(0),
+            process: AtomicU64::new(1),
+            upgrades_done: AtomicU64::new(0),
+            upgrades_failed: AtomicU64::new(0),
+            predecessor: AtomicU32::new(0),
+            inherited: ArcSwapOption::empty(),
         }
     }
 
@@ -132,6 +148,14 @@ impl Board {
     #[must_use]
     pub fn sessions(&self) -> u64 {
         self.shards().iter().map(|s| s.tally.shard.sessions.get()).sum()
+    }
+
+    /// Sessions that are open in the process before this one and still to come.
+    #[must_use]
+    pub fn sessions_to_come(&self) -> u64 {
+        let inherited = self.inherited.load();
+        let shards = inherited.iter().flat_map(|totals| &totals.shards);
+        shards.map(|shard| shard.tally.sessions.get()).sum()
     }
 
     /// Adds a shard that went back to epoll.
@@ -180,6 +204,7 @@ impl Board {
             version: env!("CARGO_PKG_VERSION"),
             ready: self.ready.load(Relaxed),
             generation: snapshot.number,
+            process: ProcessStatus::of(self),
             data_path: self.path.load_full().map(|path| {
                 let [live_percent, new_percent] = self.seen(&path);
                 PathStatus { choice: (*path).clone(), live_percent, new_percent }
@@ -205,6 +230,8 @@ pub struct Status {
     pub ready: bool,
     /// Number of the snapshot in force.
     pub generation: u64,
+    /// Which process this is.
+    pub process: ProcessStatus,
     /// Which data path new sessions take, and why.
     pub data_path: Option<PathStatus>,
     /// Shards that went back to epoll because their ring misbehaved: the last of them.
@@ -217,6 +244,18 @@ pub struct Status {
     pub listeners: Vec<ListenerStatus>,
     /// Where they go.
     pub pools: Vec<PoolStatus>,
+}
+
+/// Which process this is.
+#[derive(Debug, Serialize)]
+pub struct ProcessStatus {
+    /// Which of a line of processes, each started by the one before to replace it; from 1.
+    generation: u64,
+    pid: u32,
+    /// Process id of the one before, while it has sessions to hand over.
+    predecessor: Option<u32>,
+    /// Sessions that are open there.
+    predecessor_sessions: u64,
 }
 
 /// The data path, and how much it has of what it is to have.
@@ -268,6 +307,17 @@ pub struct BackendStatus {
     address: String,
     weight: u16,
     sessions: u64,
+}
+
+impl ProcessStatus {
+    fn of(board: &Board) -> Self {
+        Self {
+            generation: board.process.load(Relaxed),
+            pid: std::process::id(),
+            predecessor: Some(board.predecessor.load(Relaxed)).filter(|pid| *pid != 0),
+            predecessor_sessions: board.sessions_to_come(),
+        }
+    }
 }
 
 impl ShardStatus {

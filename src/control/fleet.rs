@@ -14,9 +14,10 @@ use super::ports::Port;
 use super::{Cause, worker};
 use crate::config::{Config, Percent};
 use crate::driver::{Kind, ListenerId, Socket, sys};
-use crate::event::{EndReason, Ended};
+use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
 use crate::policy::split::Split;
+use crate::session::parcel::Parcel;
 use crate::shard::mailbox::{Mail, Order};
 use crate::shard::placement::{Load, Neighbour};
 use crate::tally::Tally;
@@ -42,7 +43,11 @@ pub(super) struct Fleet {
     /// How much of the new sessions the shards of the other driver begin.
     share: Percent,
     split: Arc<Split>,
+    /// The same for live sessions of another process: the share of new ones stays exact.
+    split_inherited: Split,
     next_shard: usize,
+    /// The lower 48 bits of the first session's id.
+    first_id: u64,
 }
 
 /// A place where a shard runs.
@@ -77,11 +82,12 @@ enum Next {
 }
 
 impl Fleet {
-    /// A fleet without shards. Its lanes follow from the config and the CPUs this process may use.
+    /// A fleet without shards. Its lanes follow from the config and the CPUs this process may use. `credit`: what the
+    /// uring driver may rely on; `first_id`: the lower 48 bits of the first session's id.
     pub(super) fn new(
         board: Arc<Board>,
         config: &Config,
-        credit: bool,
+        (credit, first_id): (bool, u64),
         causes: mpsc::Sender<Cause>,
         journal: mpsc::SyncSender<Ended>,
     ) -> io::Result<Self> {
@@ -96,7 +102,9 @@ impl Fleet {
             moving: HashMap::new(),
             share: Percent::ZERO,
             split: Arc::default(),
+            split_inherited: Split::default(),
             next_shard: 0,
+            first_id,
         })
     }
 
@@ -164,6 +172,29 @@ impl Fleet {
         }
     }
 
+    /// Takes in a session of another process, on the shard with the least load of those that are its data path's:
+    /// they are shared out as new ones are.
+    ///
+    /// # Errors
+    /// The session, where no shard is left.
+    pub(super) fn take_in(&self, parcel: Box<Parcel>) -> Result<(), Box<Parcel>> {
+        let is_guests = self.split_inherited.assign(self.share) == Arm::Canary;
+        let guests = if is_guests { self.guest_members() } else { vec![] };
+        let members = if guests.is_empty() { self.accepting_members() } else { guests };
+        let member = members.into_iter().min_by_key(|m| m.load.get());
+        let Some(member) = member.filter(|m| m.load.promise()) else { return Err(parcel) };
+        member.mail.send(Order::Attach(parcel, None)).map_err(|unsent| match unsent {
+            Order::Attach(parcel, _) => parcel,
+            _ => unreachable!("what was sent comes back"),
+        })
+    }
+
+    /// Whether no shard has or was promised a session, and none has a socket to let go of.
+    pub(super) fn is_quiet(&self) -> bool {
+        let mut members = self.lanes.iter().flat_map(|lane| &lane.shards);
+        self.moving.is_empty() && members.all(|m| m.load.get() == 0)
+    }
+
     /// Wakes every shard, as it is to be once a second.
     pub(super) fn tick(&self) {
         for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
@@ -209,6 +240,7 @@ impl Fleet {
             return Ok(());
         }
         let tally = Arc::new(Tally::default());
+        tally.shard.next_id.set(self.first_id);
         let load = Arc::new(Load::default());
         let (id, cpu) = (self.next_shard, self.lanes[lane].cpu);
         let snapshot = self.board.snapshot.load();

@@ -8,6 +8,7 @@
 
 pub mod board;
 mod fleet;
+pub mod handover;
 pub mod notify;
 pub mod order;
 mod ports;
@@ -16,6 +17,7 @@ mod reload;
 mod rollback;
 mod rollout;
 mod supervisor;
+pub mod totals;
 mod worker;
 
 use crate::config::{Config, limits};
@@ -23,19 +25,25 @@ use crate::driver::probe::{Feature, Report, probe};
 use crate::driver::sys;
 use crate::event::Ended;
 use crate::policy::snapshot::Snapshot;
+use crate::session::parcel::Parcel;
 use crate::shard::inquiry::Weighed;
 use crate::shard::mailbox;
+use crate::time::Time;
 use board::Board;
 use fleet::Fleet;
+use handover::give::Said;
+use handover::take::Legacy;
 use order::{Answer, Order, Orders};
 use ports::Port;
 pub use ports::{PortError, open_admin};
+use rollout::Choice;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use supervisor::Supervisor;
+pub use supervisor::Windows;
 
 /// What wakes the supervisor.
 pub(crate) enum Cause {
@@ -49,6 +57,18 @@ pub(crate) enum Cause {
     ShardSaid(usize, mailbox::Report),
     /// A shard's thread is at its end, and why if that was not wanted.
     ShardEnded(usize, Option<String>),
+    /// An upgrade of this process has come further, or to its end.
+    Upgrade(Said),
+    /// The process before this one handed sessions over.
+    Carried(Vec<Parcel>),
+    /// This is the service's main process now.
+    Main,
+    /// The process before this one has gone.
+    Alone,
+    /// The process before this one gave the upgrade up, and why: this one is to end.
+    Dismissed(String),
+    /// There are windows, and they are open.
+    Windows(Box<dyn Windows>),
 }
 
 /// Why Ringway could not start. Each names its exit code.
@@ -60,6 +80,8 @@ pub enum StartError {
     DataPath(String),
     /// The system refused something else that is needed: a thread, a CPU, memory.
     System(String, io::Error),
+    /// The process that was to hand over does not: why.
+    HandOver(String),
 }
 
 impl StartError {
@@ -68,7 +90,7 @@ impl StartError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::DataPath(_) => 69,
-            Self::Port(_) | Self::System(..) => 71,
+            Self::Port(_) | Self::System(..) | Self::HandOver(_) => 71,
         }
     }
 }
@@ -79,6 +101,7 @@ impl std::fmt::Display for StartError {
             Self::Port(e) => e.fmt(f),
             Self::DataPath(why) => write!(f, "data_path: {why}"),
             Self::System(what, e) => write!(f, "{what}: {e}"),
+            Self::HandOver(why) => write!(f, "the process to take over from: {why}"),
         }
     }
 }
@@ -95,8 +118,36 @@ pub enum Outcome {
         /// Sessions that did not end by themselves in time.
         cut: u64,
     },
+    /// A new process has all it had.
+    Replaced,
     /// Shards panicked again and again: a bug of ours.
     Failed,
+}
+
+/// A config that was held against this machine, before anything is opened.
+pub struct Prepared {
+    /// As it was read.
+    as_read: Config,
+    /// As it is to be in force.
+    config: Config,
+    report: Report,
+    choice: Choice,
+    /// Lanes whose ring misbehaved in the process before, and until when they stay on epoll.
+    held: Vec<(usize, Time)>,
+}
+
+/// Holds a config against this machine; opens nothing.
+///
+/// # Errors
+/// It asks for a data path that is refused here.
+pub fn prepare(config: Config, legacy: &Legacy) -> Result<Prepared, StartError> {
+    let as_read = config;
+    let (config, held) = legacy.with_orders(&as_read);
+    let config = within_descriptors(config, 0);
+    let report = probe();
+    let wanted = (config.data_path, config.data_path_percent);
+    let choice = rollout::choose(wanted, None, &report).map_err(StartError::DataPath)?;
+    Ok(Prepared { as_read, config, report, choice, held })
 }
 
 /// Ringway's control while it runs, without its windows.
@@ -108,27 +159,29 @@ pub struct Control {
 }
 
 impl Control {
-    /// Opens listeners, starts shards and lets them accept. `file`: what a reload reads again. The receiver gets a
-    /// record of each session that ended.
+    /// Opens listeners, starts shards and lets them accept. `file`: what a reload reads again. `legacy`: listening
+    /// sockets that were open before. The receiver gets a record of each session that ended.
     ///
     /// # Errors
     /// Something that is needed could not be had; nothing is left behind.
     pub fn start(
-        config: Config,
+        prepared: Prepared,
         file: Option<PathBuf>,
+        legacy: &mut Legacy,
     ) -> Result<(Self, mpsc::Receiver<Ended>), StartError> {
-        let as_read = config.clone();
-        let config = within_descriptors(config, 0);
-        let report = probe();
-        let wanted = (config.data_path, config.data_path_percent);
-        let choice = rollout::choose(wanted, None, &report).map_err(StartError::DataPath)?;
+        let Prepared { as_read, config, report, choice, held } = prepared;
         let (causes, read) = mpsc::channel();
         let (journal, ended) = mpsc::sync_channel(limits::JOURNAL_RECORDS_MAX);
-        let board = Arc::new(Board::new(Snapshot::new(config, None)));
-        let mut fleet = new_fleet(&board, &report, causes.clone(), journal)?;
-        let ports = open_ports(&board, fleet.lanes())?;
+        let (number, first_id, process) = legacy.firsts();
+        let wanted = (config.data_path, config.data_path_percent);
+        let board = Arc::new(Board::new(Snapshot::new(config, None).numbered(number)));
+        board.process.store(process, std::sync::atomic::Ordering::Relaxed);
+        let firsts = (report.has(Feature::RecvCredit), first_id);
+        let mut fleet = new_fleet(&board, firsts, causes.clone(), journal)?;
+        let ports = open_ports(&board, fleet.lanes(), legacy)?;
         fleet
             .serve_with(choice.serving, choice.share, &[])
+            .and_then(|()| fleet.hold_lanes(&held))
             .map_err(|e| system("a shard could not start", e))?;
         rollout::announce(&board, choice);
         let bound = ports.iter().map(|p| (p.name.clone(), p.bound)).collect();
@@ -137,12 +190,38 @@ impl Control {
             fleet.serve(port);
         }
         board.ready.store(true, std::sync::atomic::Ordering::Relaxed);
-        let supervisor = Supervisor::new(Arc::clone(&board), fleet, ports, report, as_read, file);
+        let supervisor = Supervisor::new(supervisor::Parts {
+            board: Arc::clone(&board),
+            fleet,
+            ports,
+            report,
+            wanted,
+            as_read,
+            file,
+            causes: causes.clone(),
+            taking: legacy.is_upgrade(),
+        });
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || supervisor.run(&read))
             .map_err(|e| system("control could not start", e))?;
         Ok((Self { board, causes, bound, thread }, ended))
+    }
+
+    /// Takes over what the process before this one has, where there is one: what it counted at once, its sessions as
+    /// they come.
+    ///
+    /// # Errors
+    /// It went silent, and goes on alone.
+    pub fn follow(&self, legacy: Legacy) -> Result<(), StartError> {
+        let followed = legacy.follow(&self.board, self.causes.clone());
+        followed.map_err(|why| StartError::HandOver(why.to_string()))
+    }
+
+    /// Has windows, which are open already.
+    pub fn show(&self, windows: Box<dyn Windows>) {
+        // Control that has gone needs none.
+        let _ = self.causes.send(Cause::Windows(windows));
     }
 
     /// What everybody may look at.
@@ -185,25 +264,27 @@ fn system(what: &str, e: io::Error) -> StartError {
 
 fn new_fleet(
     board: &Arc<Board>,
-    report: &Report,
+    firsts: (bool, u64),
     causes: mpsc::Sender<Cause>,
     journal: mpsc::SyncSender<Ended>,
 ) -> Result<Fleet, StartError> {
-    let credit = report.has(Feature::RecvCredit);
     let snapshot = board.snapshot.load();
-    Fleet::new(Arc::clone(board), &snapshot.config, credit, causes, journal)
+    Fleet::new(Arc::clone(board), &snapshot.config, firsts, causes, journal)
         .map_err(|e| system("shards", e))
 }
 
-fn open_ports(board: &Board, lanes: usize) -> Result<Vec<Port>, StartError> {
+fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Port>, StartError> {
     let snapshot = board.snapshot.load();
-    let listeners = snapshot.config.listeners.iter().enumerate();
-    listeners
-        .map(|(i, listener)| {
-            let id = u16::try_from(i).expect("a config has at most 256 listeners");
-            Port::open(crate::driver::ListenerId(id), listener, lanes).map_err(StartError::Port)
-        })
-        .collect()
+    let mut ids = 0..;
+    let mut next_id = || crate::driver::ListenerId(ids.next().unwrap_or(u16::MAX));
+    let mut ports = Vec::new();
+    for listener in &snapshot.config.listeners {
+        let inherited = legacy.sockets_of(listener);
+        let opened = Port::open_all(listener, lanes, inherited, &mut next_id);
+        ports.extend(opened.map_err(StartError::Port)?);
+    }
+    legacy.drop_rest();
+    Ok(ports)
 }
 
 /// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle

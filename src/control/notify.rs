@@ -1,8 +1,9 @@
 //! Tells the service manager how Ringway is doing (sd_notify(3)): a datagram to the socket in `$NOTIFY_SOCKET`.
 
-use crate::driver::sys;
+use crate::driver::{handoff, sys};
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::RawFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -13,18 +14,25 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 #[derive(Debug)]
 pub struct Notify {
     to: Option<(UnixDatagram, SocketAddr)>,
+    stores: bool,
 }
 
 impl Notify {
     /// To the socket in `$NOTIFY_SOCKET`: a path, or an abstract name behind `@`; to nobody where it is unset.
     #[must_use]
     pub fn from_env() -> Self {
+        let nobody = Self { to: None, stores: false };
+        let most = std::env::var("FDSTORE").ok().and_then(|most| most.parse::<u32>().ok());
         match std::env::var_os("NOTIFY_SOCKET") {
-            Some(name) if !name.is_empty() => Self::to(&name).unwrap_or_else(|error| {
-                tracing::warn!(socket = ?name, %error, "NOTIFY_SOCKET cannot be used: the manager is told nothing");
-                Self { to: None }
-            }),
-            _ => Self { to: None },
+            Some(name) if !name.is_empty() => match Self::to(&name) {
+                Ok(notify) => Self { stores: most.is_some_and(|most| most > 0), ..notify },
+                Err(error) => {
+                    tracing::warn!(socket = ?name, %error,
+                        "NOTIFY_SOCKET cannot be used: the manager is told nothing");
+                    nobody
+                }
+            },
+            _ => nobody,
         }
     }
 
@@ -39,7 +47,7 @@ impl Notify {
         };
         let socket = UnixDatagram::unbound()?;
         socket.set_nonblocking(true)?; // a manager that does not read must not stop us
-        Ok(Self { to: Some((socket, address)) })
+        Ok(Self { to: Some((socket, address)), stores: false })
     }
 
     /// Clients are served, after the start or after [`reloading`](Self::reloading).
@@ -62,10 +70,46 @@ impl Notify {
         self.tell(&format!("STATUS={}", one_line(text)));
     }
 
+    /// Another process is the service's main one from now on.
+    pub fn main_process(&self, pid: u32) {
+        self.tell(&format!("MAINPID={pid}"));
+    }
+
+    /// The manager is to keep sockets under a name, and pass them to the next process it starts (FDSTORE).
+    pub fn keep(&self, name: &str, sockets: &[RawFd]) {
+        for some in sockets.chunks(handoff::DESCRIPTORS_MAX) {
+            self.tell_with(&format!("FDSTORE=1\nFDNAME={}", one_line(name)), some);
+        }
+    }
+
+    /// Whether the manager says that it has room for sockets (`$FDSTORE`), so that what it keeps outlives this process.
+    #[must_use]
+    pub const fn stores(&self) -> bool {
+        self.stores
+    }
+
+    /// The manager is to keep the sockets of this name no more.
+    pub fn forget(&self, name: &str) {
+        self.tell(&format!("FDSTOREREMOVE=1\nFDNAME={}", one_line(name)));
+    }
+
     fn tell(&self, message: &str) {
         let Some((socket, address)) = &self.to else { return };
         if let Err(error) = socket.send_to_addr(message.as_bytes(), address) {
             tracing::warn!(%error, "the service manager could not be told");
+        }
+    }
+
+    fn tell_with(&self, message: &str, descriptors: &[RawFd]) {
+        let Some((_, address)) = &self.to else { return };
+        // A connected socket of its own: one that descriptors are sent by names no address.
+        let sent = UnixDatagram::unbound().and_then(|socket| {
+            socket.set_nonblocking(true)?;
+            socket.connect_addr(address)?;
+            handoff::send(&socket, message.as_bytes(), descriptors)
+        });
+        if let Err(error) = sent {
+            tracing::warn!(%error, "the service manager could not be given the listening sockets");
         }
     }
 }
@@ -78,6 +122,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd as _;
 
     /// A manager that listens at an abstract name of its own, and what it hears.
     struct Manager(UnixDatagram);
@@ -121,6 +166,23 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_kept_under_a_name_until_it_is_forgotten() {
+        let (manager, notify) = Manager::named("store");
+        let kept = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        notify.keep("orders", &[kept.as_raw_fd(), kept.as_raw_fd()]);
+        let mut message = [0; 64];
+        let (n, came) = handoff::receive(&manager.0, &mut message).expect("it was sent");
+        assert_eq!(&message[..n], b"FDSTORE=1\nFDNAME=orders");
+        let same = came.into_iter().map(|fd| std::net::TcpListener::from(fd).local_addr().ok());
+        let at = kept.local_addr().ok();
+        assert_eq!(same.collect::<Vec<_>>(), [at, at]);
+        notify.forget("orders");
+        assert_eq!(manager.heard(), "FDSTOREREMOVE=1\nFDNAME=orders");
+        notify.main_process(42);
+        assert_eq!(manager.heard(), "MAINPID=42");
+    }
+
+    #[test]
     fn a_path_works_like_a_name() {
         let path = std::env::temp_dir().join(format!("ringway-notify-{}", std::process::id()));
         let manager = Manager(UnixDatagram::bind(&path).expect("a path of our own"));
@@ -131,7 +193,7 @@ mod tests {
 
     #[test]
     fn nobody_and_a_manager_that_left_are_no_trouble() {
-        Notify { to: None }.ready("unheard");
+        Notify { to: None, stores: false }.ready("unheard");
         let (manager, notify) = Manager::named("gone");
         drop(manager);
         notify.ready("unheard");

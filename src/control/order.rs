@@ -9,6 +9,8 @@ use std::sync::mpsc;
 pub enum Order {
     /// Read the config file again.
     Reload,
+    /// Start the program anew, from the file that is at its path now, and hand everything over to it.
+    Upgrade,
     /// Change a listener's canary percent.
     Canary {
         /// The listener's name.

@@ -17,7 +17,7 @@ pub(super) struct Port {
     pub(super) wanted: SocketAddr,
     /// Where it really listens.
     pub(super) bound: SocketAddr,
-    /// One for each lane.
+    /// One for each lane, or for the first few.
     pub(super) sockets: Vec<Socket>,
 }
 
@@ -65,28 +65,62 @@ pub fn open_admin(bind: SocketAddr) -> Result<TcpListener, PortError> {
 }
 
 impl Port {
-    /// Binds `lanes` sockets for a listener.
+    /// Binds `lanes` sockets for a listener, `inherited` ones among them.
     pub(super) fn open(
         id: ListenerId,
         listener: &Listener,
         lanes: usize,
+        inherited: Vec<Socket>,
     ) -> Result<Self, PortError> {
         let failed = |error| PortError::of(listener, error);
-        // Members of a reuseport group may be of any program of this user: without this look, a second Ringway would
-        // silently share the port with the first.
-        if listener.bind.port() != 0 {
-            exclusive(listener.bind).map_err(failed)?;
-        }
         let mut bound = listener.bind;
-        let mut sockets = Vec::with_capacity(lanes);
-        for _ in 0..lanes {
-            let socket = open(bound, listener.backlog, &listener.tcp).map_err(failed)?;
+        // One that is alone at its address has no group that others could join: its lanes share it.
+        let mut is_alone = false;
+        if let Some(first) = inherited.first() {
+            bound = first.local_addr().map_err(failed)?.as_socket().unwrap_or(bound);
+            is_alone = !first.reuse_port().map_err(failed)?;
+        } else if bound.port() != 0 {
+            // Members of a reuseport group may be of any program of this user: without this look, a second Ringway
+            // would silently share the port with the first.
+            exclusive(bound).map_err(failed)?;
+        }
+        let mut sockets = inherited;
+        let old = sockets.len();
+        while sockets.len() < lanes {
+            let socket = if is_alone {
+                sockets[sockets.len() % old].try_clone().map_err(failed)?
+            } else {
+                open(bound, listener.backlog, &listener.tcp).map_err(failed)?
+            };
             let address = socket.local_addr().map_err(failed)?;
             bound = address.as_socket().unwrap_or(bound);
             sockets.push(socket);
         }
         let (name, wanted) = (listener.name.clone(), listener.bind);
-        Ok(Self { id, name, wanted, bound, sockets })
+        let port = Self { id, name, wanted, bound, sockets };
+        if old > 0 {
+            port.sockets.iter().try_for_each(|s| s.set_nonblocking(true)).map_err(failed)?;
+            port.update(listener)?;
+        }
+        Ok(port)
+    }
+
+    /// The ports of one listener: more than one where it inherited more sockets than there are lanes, for none of them
+    /// may be closed. `next_id` gives each its id.
+    pub(super) fn open_all(
+        listener: &Listener,
+        lanes: usize,
+        mut inherited: Vec<Socket>,
+        mut next_id: impl FnMut() -> ListenerId,
+    ) -> Result<Vec<Self>, PortError> {
+        let mut more = inherited.split_off(inherited.len().min(lanes));
+        let mut ports = vec![Self::open(next_id(), listener, lanes, inherited)?];
+        while !more.is_empty() {
+            let rest = more.split_off(more.len().min(lanes));
+            let few = std::mem::replace(&mut more, rest);
+            ports.push(Self::open(next_id(), listener, few.len(), few)?);
+        }
+        Ok(ports)
     }
 
     /// Sets what may change while it listens, for clients that come in from now on.

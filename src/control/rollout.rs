@@ -13,12 +13,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 /// What goes on after an order.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rollout {
+    /// The data path that was asked for last, and its share.
+    pub(super) wanted: (DataPath, Percent),
     /// For how many more seconds live sessions are shared out again where they are not as they should be.
     sharing: u32,
     /// Everything is to go back to epoll as soon as a change under way is over.
     back: bool,
+}
+
+impl Rollout {
+    /// Nothing goes on yet.
+    pub(super) const fn new(wanted: (DataPath, Percent)) -> Self {
+        Self { wanted, sharing: 0, back: false }
+    }
 }
 
 /// Who is to accept clients and what the others get of them.
@@ -101,6 +110,7 @@ impl Supervisor {
             self.board.path_changes.fetch_add(1, Relaxed);
         }
         self.fleet.direct(carry);
+        self.rollout.wanted = wanted;
         self.rollout.sharing = if carry { limits::SHARE_LOOKS } else { 0 };
         let which = if carry { "all sessions" } else { "new sessions" };
         let what = match choice.percent {
@@ -123,7 +133,7 @@ impl Supervisor {
 
     /// Does what [`roll_back`](Self::roll_back) could not.
     pub(super) fn go_on_rolling_back(&mut self) {
-        if !self.rollout.back || self.fleet.is_moving() {
+        if !self.rollout.back || self.fleet.is_moving() || self.is_replacing() {
             return;
         }
         self.rollout.back = false;
@@ -152,6 +162,7 @@ impl Supervisor {
     pub(super) fn ordered(&mut self, order: Order, answer: Box<dyn FnOnce(Answer) + Send>) {
         match order {
             Order::Sessions { shard, from, slots } => self.list(shard, (from, slots), answer),
+            Order::Move { .. } if self.is_replacing() => answer(self.follow(order)),
             Order::Move { session, shard } => self.move_session(session, shard, answer),
             order => answer(self.follow(order)),
         }

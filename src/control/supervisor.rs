@@ -1,5 +1,7 @@
 //! The loop over causes, and what each brings about.
 
+mod upgrade;
+
 use super::board::Board;
 use super::fleet::Fleet;
 use super::notify::Notify;
@@ -10,18 +12,22 @@ use super::reload::{self, Plan};
 use super::rollback::Rings;
 use super::rollout::Rollout;
 use super::{Cause, Outcome, within_descriptors};
-use crate::config::{Config, Name, Percent, file, limits};
+use crate::config::{Config, DataPath, Name, Percent, file, limits};
 use crate::driver::probe::Report;
 use crate::driver::{ListenerId, sys};
 use crate::event::EndReason;
 use crate::policy::snapshot::Snapshot;
 use crate::shard::mailbox::{self, Report as Said};
 use crate::time::Time;
+use crate::wire::handover::ADMIN;
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use upgrade::Upgrade;
+pub use upgrade::Windows;
 
 /// What control knows.
 pub(super) struct Supervisor {
@@ -41,10 +47,38 @@ pub(super) struct Supervisor {
     tick_at: Time,
     /// When shards panicked of late.
     panics: VecDeque<Time>,
+    causes: mpsc::Sender<Cause>,
+    windows: Option<Box<dyn Windows>>,
+    /// The upgrade that is under way.
+    upgrade: Option<Upgrade>,
+    /// Ports on their way back from an upgrade that failed.
+    returning: Vec<Port>,
+    /// Whether the process before this one still hands over.
+    taking: bool,
+    /// Whether this is the service's main process.
+    is_main: bool,
+    /// The lower 48 bits of session ids that were left to new processes begin here.
+    ids_left: u64,
     /// What goes on beside orders.
     pub(super) rollout: Rollout,
     pub(super) rings: Rings,
     pub(super) evening: Evening,
+}
+
+/// What a supervisor is made of.
+pub(super) struct Parts {
+    pub(super) board: Arc<Board>,
+    pub(super) fleet: Fleet,
+    pub(super) ports: Vec<Port>,
+    pub(super) report: Report,
+    /// The data path that was asked for, and its share.
+    pub(super) wanted: (DataPath, Percent),
+    /// The config as it was read.
+    pub(super) as_read: Config,
+    pub(super) file: Option<PathBuf>,
+    pub(super) causes: mpsc::Sender<Cause>,
+    /// Whether the process before this one hands over.
+    pub(super) taking: bool,
 }
 
 /// A port on its way out.
@@ -72,16 +106,9 @@ enum Stage {
 }
 
 impl Supervisor {
-    pub(super) fn new(
-        board: Arc<Board>,
-        fleet: Fleet,
-        ports: Vec<Port>,
-        report: Report,
-        as_read: Config,
-        file: Option<PathBuf>,
-    ) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking } = parts;
         let next_port = ports.iter().map(|p| p.id.0 + 1).max().unwrap_or(0);
-        let notify = Notify::from_env();
         Self {
             board,
             fleet,
@@ -90,12 +117,19 @@ impl Supervisor {
             report,
             as_read,
             file,
-            notify,
+            notify: Notify::from_env(),
             next_port,
             stage: Stage::Running,
             tick_at: Time::default(),
             panics: VecDeque::new(),
-            rollout: Rollout::default(),
+            causes,
+            windows: None,
+            upgrade: None,
+            returning: Vec::new(),
+            taking,
+            is_main: false,
+            ids_left: 0,
+            rollout: Rollout::new(wanted),
             rings: Rings::default(),
             evening: Evening::default(),
         }
@@ -103,7 +137,9 @@ impl Supervisor {
 
     /// Until Ringway has stopped.
     pub(super) fn run(mut self, causes: &mpsc::Receiver<Cause>) -> Outcome {
-        self.notify.ready("accepting clients");
+        if !self.taking {
+            self.become_main();
+        }
         loop {
             match causes.recv_timeout(self.patience()) {
                 Ok(cause) => {
@@ -116,6 +152,7 @@ impl Supervisor {
             }
             self.close_idle_ports();
             self.tick();
+            self.go_on_upgrading();
             if let Some(outcome) = self.go_on_stopping() {
                 return outcome;
             }
@@ -124,14 +161,32 @@ impl Supervisor {
 
     fn on(&mut self, cause: Cause) -> Option<Outcome> {
         match cause {
+            Cause::Ordered(Order::Upgrade, answer) => self.upgrade(answer),
             Cause::Ordered(order, answer) => self.ordered(order, answer),
             Cause::Weighed(weighed) => self.even_out(&weighed),
+            Cause::Upgrade(said) => return self.on_upgrade(said),
+            Cause::Carried(parcels) => self.take_in(parcels),
+            Cause::Main => self.become_main(),
+            Cause::Alone => self.stand_alone(),
+            Cause::Dismissed(why) => {
+                tracing::error!(why, "the process before serves on: this one ends");
+                return Some(Outcome::Failed);
+            }
+            Cause::Windows(windows) => self.show(windows),
             Cause::Stop => self.stop(),
             Cause::ShardSaid(shard, said) => self.heard(shard, said),
             Cause::ShardEnded(shard, None) => drop(self.fleet.forget(shard)),
             Cause::ShardEnded(shard, Some(why)) => return self.shard_failed(shard, &why),
         }
         None
+    }
+
+    /// Has windows, which are open.
+    fn show(&mut self, windows: Box<dyn Windows>) {
+        if let Some(socket) = windows.socket().filter(|_| self.is_main) {
+            self.notify.keep(ADMIN, &[socket.as_raw_fd()]);
+        }
+        self.windows = Some(windows);
     }
 
     /// How long to wait for a cause.
@@ -144,7 +199,8 @@ impl Supervisor {
                 Some(until)
             }
         };
-        let until = [closing, stage].into_iter().flatten().fold(self.tick_at, Time::min);
+        let upgrade = self.is_upgrading().then(|| now.plus_ms(limits::HANDOVER_LOOK_MS));
+        let until = [closing, stage, upgrade].into_iter().flatten().fold(self.tick_at, Time::min);
         Duration::from_nanos(until.since_ns(now))
     }
 
@@ -155,7 +211,9 @@ impl Supervisor {
             self.tick_at = now.plus_ms(limits::UPKEEP_MS);
             self.fleet.tick();
             self.read_loads();
-            if self.stage == Stage::Running {
+            // While all goes to another process, nothing here is worth a change; and what comes is looked at when it is
+            // all there.
+            if self.stage == Stage::Running && !self.is_replacing() {
                 self.watch_rings(now);
                 self.keep_sharing();
                 self.look_at_loads();
@@ -170,7 +228,14 @@ impl Supervisor {
         if self.stage != Stage::Running {
             return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
         }
+        // What changed here now, the new process would not know of; and what the one before may want back must stay.
+        // To go back to epoll can wait until all is here.
+        if self.is_replacing() && !(self.taking && order == Order::RollBack) {
+            tracing::warn!(?order, "an upgrade is under way: the order is refused");
+            return Answer::Refused(vec!["an upgrade is under way: try again".to_owned()]);
+        }
         match order {
+            Order::Upgrade => Answer::Refused(vec!["it is no order to follow at once".to_owned()]),
             Order::Reload => self.reload(),
             Order::Canary { listener, percent } => self.set_canary(&listener, percent),
             Order::DataPath { path, live, percent } => {
@@ -267,7 +332,7 @@ impl Supervisor {
         let new: Vec<_> = config.listeners.iter().filter(|l| !is_open(&l.name, l.bind)).collect();
         let (mut opened, mut faults) = (vec![], vec![]);
         for listener in new {
-            match Port::open(ListenerId(self.next_port), listener, self.fleet.lanes()) {
+            match Port::open(ListenerId(self.next_port), listener, self.fleet.lanes(), vec![]) {
                 Ok(port) => opened.push(port),
                 Err(e) => faults.push(e.to_string()),
             }
@@ -300,6 +365,7 @@ impl Supervisor {
         for port in opened {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
             self.fleet.serve(&port);
+            self.keep_open(&port);
             self.ports.push(port);
         }
         what
@@ -308,6 +374,8 @@ impl Supervisor {
     fn close(&mut self, port: Port) {
         tracing::info!(listener = %port.name, address = %port.bound, "closing");
         port.turn_away();
+        // Nobody is to find it again.
+        self.notify.forget(&port.name);
         self.fleet.close(&port);
         let snapshot = self.board.snapshot.load_full();
         let index = snapshot.listener(&port.name).and_then(|(at, _)| u16::try_from(at).ok());
@@ -363,7 +431,10 @@ impl Supervisor {
         }
         let hold = self.hold_of(shard);
         match self.fleet.restart(shard, hold, &self.ports) {
-            Ok(()) => None,
+            Ok(()) => {
+                self.send_sessions();
+                None
+            }
             Err(error) => {
                 tracing::error!(%error, "the shard could not be started again: giving up");
                 Some(Outcome::Failed)
@@ -372,6 +443,7 @@ impl Supervisor {
     }
 
     fn stop(&mut self) {
+        self.cancel_upgrade();
         let stop = self.board.snapshot.load().config.stop;
         match self.stage {
             Stage::Running => {
@@ -382,7 +454,7 @@ impl Supervisor {
             }
             Stage::Grace(_) | Stage::Closing | Stage::Draining(..) => {
                 tracing::warn!("asked to stop again: ending now");
-                self.close_all();
+                self.leave_all();
                 let open = self.open_sessions();
                 self.cut(EndReason::Stopped, open);
             }
@@ -393,6 +465,19 @@ impl Supervisor {
     fn close_all(&mut self) {
         for port in std::mem::take(&mut self.ports) {
             self.close(port);
+        }
+    }
+
+    /// Accepts nobody any more. Sockets that the service manager keeps, or that the process before may want back, stay
+    /// as they are: who comes now waits in their queues.
+    fn leave_all(&mut self) {
+        if !self.notify.stores() && !self.taking {
+            return self.close_all();
+        }
+        for port in std::mem::take(&mut self.ports) {
+            tracing::info!(listener = %port.name, address = %port.bound, "left open for the next process");
+            self.fleet.close(&port);
+            self.closing.push(Closing { port, until: sys::now(), came_in: None });
         }
     }
 
@@ -415,14 +500,14 @@ impl Supervisor {
             Stage::Running => None,
             Stage::Grace(until) => {
                 if now >= until {
-                    self.close_all();
+                    self.leave_all();
                     self.stage = Stage::Closing;
                     return self.go_on_stopping();
                 }
                 None
             }
             Stage::Closing => {
-                if self.closing.is_empty() {
+                if self.closing.is_empty() && self.may_drain() {
                     let drain_ms = self.board.snapshot.load().config.stop.drain_ms;
                     let open = self.open_sessions();
                     self.fleet.tell_all(|| mailbox::Order::Leave);

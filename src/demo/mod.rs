@@ -25,7 +25,7 @@ mod watch;
 
 use crate::config::{
     Admin, Backend, Config, DataPath, Hop, Limits, Listener, Log, LogFormat, LogLevel,
-    OnBackendFail, Percent, Pool, Shards, Stop, Tcp, Timeouts, limits,
+    OnBackendFail, Percent, Pool, Shards, Source, Stop, Tcp, Timeouts, limits,
 };
 use crate::run::Running;
 use clock::{now, pause};
@@ -209,6 +209,7 @@ fn config(engines: [SocketAddr; 2]) -> Config {
         stop: Stop { grace_ms: 0, drain_ms: 1_000 },
         // The table is the log: only what is wrong may tear it.
         log: Log { format: LogFormat::Human, level: LogLevel::Warn, session_every: 0 },
+        source: Source::default(),
     }
 }
 

@@ -25,6 +25,7 @@
 pub mod contract;
 mod direct;
 pub mod epoll;
+pub mod handoff;
 pub mod pick;
 mod pipe;
 pub mod pool;

@@ -62,7 +62,7 @@ impl Snapshot {
                 .collect()
         });
         Self {
-            number: before.map_or(1, |b| b.number + 1),
+            number: before.map_or(1, |b| b.number.saturating_add(1)),
             listeners: config
                 .listeners
                 .iter()
@@ -79,6 +79,19 @@ impl Snapshot {
                 .collect(),
             config,
         }
+    }
+
+    /// The same with a number of the caller's choice: where another process had snapshots before this one's.
+    #[must_use]
+    pub const fn numbered(mut self, number: u64) -> Self {
+        self.number = number;
+        self
+    }
+
+    /// Takes a place as [`enter`](Self::enter) does, also where there is none.
+    pub fn seat(&self, listener: usize) {
+        self.sessions.fetch_add(1, Relaxed);
+        self.listeners[listener].sessions.fetch_add(1, Relaxed);
     }
 
     /// The listener of this name, and its index.

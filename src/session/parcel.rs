@@ -5,6 +5,8 @@
 //! [packed](Session::pack) and [unpacked](Session::unpack) on any driver of any shard. What cannot be unpacked comes
 //! back as it was.
 
+mod record;
+
 use super::dir::Watch;
 use super::sabotage::{self, Mutation};
 use super::{Birth, Rest, Session, Stage, Step};
@@ -34,6 +36,8 @@ pub struct Parcel {
     backend: Option<BackendIndex>,
     listener: u16,
     arm: Arm,
+    /// Another process had it before.
+    upgraded: bool,
 }
 
 /// One direction of a parcel.
@@ -145,6 +149,7 @@ impl Session {
             backend: self.backend,
             listener: self.listener,
             arm: self.arm,
+            upgraded: false,
         })
     }
 

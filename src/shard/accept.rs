@@ -226,8 +226,9 @@ impl<D: Driver> Shard<D> {
             self.parts.load.sub();
             return self.refuse(client);
         };
-        let id = self.next_id;
-        self.next_id += 1;
+        let next_id = &self.parts.tally.shard.next_id;
+        let id = (self.parts.id as u64) << 48 | next_id.get();
+        next_id.add(1);
         self.parts.tally.shard.sessions.add(1);
         self.parts.tally.shard.begun.add(1);
         let birth = Birth { client, snapshot, listener, id };

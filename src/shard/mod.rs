@@ -90,7 +90,6 @@ pub struct Shard<D> {
     /// How long the thread was stopped so far: the shard's clock does not count it.
     frozen_ns: u64,
     upkeep_at: Time,
-    next_id: u64,
     leaving: bool,
     /// Why all sessions end, those included that are still on their way here.
     ending: Option<EndReason>,
@@ -118,6 +117,8 @@ impl<D: Driver> Shard<D> {
     /// A shard that accepts nobody yet.
     pub fn new(driver: D, parts: Parts) -> Self {
         let now = driver.now();
+        let next_id = &parts.tally.shard.next_id;
+        next_id.set(next_id.get().max(1));
         Self {
             routes: Routes::new(Arc::clone(&parts.tally)),
             sessions: Table::default(),
@@ -136,7 +137,6 @@ impl<D: Driver> Shard<D> {
             now,
             frozen_ns: 0,
             upkeep_at: now,
-            next_id: (parts.id as u64) << 48 | 1,
             leaving: false,
             ending: None,
             driver,

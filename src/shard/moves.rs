@@ -104,6 +104,9 @@ impl<D: Driver> Shard<D> {
             }
         }
         while self.moves.settling.len() < limits::SETTLING_MAX {
+            if self.moves.waiting.front().is_none_or(|(_, to)| !to.load.has_room()) {
+                break;
+            }
             let Some((key, to)) = self.moves.waiting.pop_front() else { break };
             // One that was asked before is on its way already.
             if self.moves.settling.iter().any(|(other, _)| *other == key) {
@@ -158,12 +161,14 @@ impl<D: Driver> Shard<D> {
     /// here.
     fn take_in(&mut self, parcel: Box<Parcel>, moved: bool) -> Result<(), Box<Parcel>> {
         let (frozen_ns, since) = (self.frozen_ns, parcel.settled_since());
+        let upgraded = parcel.is_upgraded();
         let Some(key) = self.sessions.reserve() else { return Err(parcel) };
         match Session::unpack(&mut self.step_of(key), parcel, frozen_ns) {
             Ok(session) => {
                 let shard = &self.parts.tally.shard;
                 shard.sessions.add(1);
                 shard.moves_in.add(u64::from(moved));
+                shard.moves_upgrade.add(u64::from(upgraded));
                 shard.pause.record((self.now + frozen_ns).since_ns(since));
                 self.sessions.put(key, session);
                 self.settle_in(key);

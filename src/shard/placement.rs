@@ -9,12 +9,34 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 /// How many sessions a shard has or was promised. Whoever places a session promises it; the shard that ends it takes
 /// away.
 #[derive(Debug, Default)]
-pub struct Load(AtomicU32);
+pub struct Load(AtomicU32, Most);
+
+/// Beyond how many a load wants no more.
+#[derive(Debug)]
+struct Most(u32);
+
+impl Default for Most {
+    fn default() -> Self {
+        Self(LEFT)
+    }
+}
 
 /// The load of a shard that has left, and can be promised nothing.
 const LEFT: u32 = u32::MAX;
 
 impl Load {
+    /// The load of somebody who wants no more than `most` at once.
+    #[must_use]
+    pub fn up_to(most: u32) -> Self {
+        Self(AtomicU32::new(0), Most(most))
+    }
+
+    /// Whether it is wanted that more are sent there.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.get() < self.1.0
+    }
+
     /// One more of its own, which has not left.
     pub fn add(&self) {
         self.0.fetch_add(1, Relaxed);

@@ -17,11 +17,16 @@ pub struct Process {
 }
 
 impl Process {
-    pub fn start(mut command: Command) -> Self {
+    pub fn start(command: Command) -> Self {
+        Self::start_fed(command, Stdio::null())
+    }
+
+    /// The same, with this as its standard input.
+    pub fn start_fed(mut command: Command, input: impl Into<Stdio>) -> Self {
         let said = scratch("log");
         let to = std::fs::File::create(&said).unwrap();
         let child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(to.try_clone().unwrap())
             .stderr(to)
             .spawn()

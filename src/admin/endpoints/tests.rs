@@ -232,7 +232,13 @@ proptest! {
                 prop_assert_eq!(order, Order::Canary { listener, percent });
             }
             Ok(Order::Move { session, .. }) => prop_assert_eq!(session, 17),
-            Ok(Order::Reload | Order::DataPath { .. } | Order::Sessions { .. } | Order::RollBack) => {}
+            Ok(
+                Order::Reload
+                | Order::Upgrade
+                | Order::DataPath { .. }
+                | Order::Sessions { .. }
+                | Order::RollBack,
+            ) => {}
             Err(fault) => {
                 prop_assert_eq!(fault.status(), StatusCode::BAD_REQUEST);
                 prop_assert!(fault.sentences().iter().any(|sentence| !sentence.is_empty()));

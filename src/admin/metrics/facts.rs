@@ -1,14 +1,14 @@
 //! What one scrape reads: taken once, so that each lock is held once and each number is read once.
 
 use super::process::Process;
-use crate::control::board::{Board, PathChoice, ShardEntry};
+use crate::control::board::{Board, PathChoice};
+use crate::control::totals::{ShardTotal, Totals, rollbacks_name};
 use crate::event::EndReason;
 use crate::policy::health::Fault;
 use crate::policy::snapshot::Snapshot;
 use crate::tally::{Histogram, RouteName, RouteTally};
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What one scrape reads.
 pub(super) struct Facts {
@@ -23,7 +23,13 @@ pub(super) struct Facts {
     pub(super) rebalanced: u64,
     pub(super) shard_panics: u64,
     pub(super) journal_written: u64,
-    pub(super) shards: Vec<Arc<ShardEntry>>,
+    pub(super) upgrades_done: u64,
+    pub(super) upgrades_failed: u64,
+    /// Which of a line of processes this is.
+    pub(super) generation: u64,
+    /// Sessions that are open in the process before this one.
+    pub(super) sessions_to_come: u64,
+    pub(super) shards: Vec<ShardTotal>,
     pub(super) routes: Vec<Route>,
     pub(super) process: Process,
 }
@@ -31,23 +37,26 @@ pub(super) struct Facts {
 impl Facts {
     /// Reads them.
     pub(super) fn read(board: &Board) -> Self {
-        let number = |count: &AtomicU64| count.load(Relaxed);
-        let shards = board.shards();
+        let totals = Totals::of(board);
         let path = board.path.load_full();
         Self {
             ready: board.ready.load(Relaxed),
             path_seen: path.as_ref().map_or([None; 2], |path| board.seen(path)),
             path,
-            rollbacks: board.rollbacks.each_ref().map(number),
-            rebalanced: number(&board.rebalanced),
+            rollbacks: Fault::ALL.map(|fault| totals.count(&rollbacks_name(fault))),
+            rebalanced: totals.count("rebalanced"),
             snapshot: board.snapshot.load_full(),
-            reloads_applied: number(&board.reloads_applied),
-            reloads_refused: number(&board.reloads_refused),
-            path_changes: number(&board.path_changes),
-            shard_panics: number(&board.shard_panics),
-            journal_written: number(&board.journal_written),
-            routes: routes_of(&shards),
-            shards,
+            reloads_applied: totals.count("reloads_applied"),
+            reloads_refused: totals.count("reloads_refused"),
+            path_changes: totals.count("path_changes"),
+            shard_panics: totals.count("shard_panics"),
+            journal_written: totals.count("journal_written"),
+            upgrades_done: totals.count("upgrades_done"),
+            upgrades_failed: totals.count("upgrades_failed"),
+            generation: board.process.load(Relaxed),
+            sessions_to_come: board.sessions_to_come(),
+            routes: totals.routes.iter().map(Route::of).collect(),
+            shards: totals.shards,
             process: Process::read(),
         }
     }
@@ -74,7 +83,6 @@ pub(super) struct Route {
 }
 
 /// A histogram, all shards together.
-#[derive(Default)]
 pub(super) struct Spread {
     /// Upper bound in nanoseconds and count of each bucket, not cumulative.
     pub(super) buckets: Vec<(u64, u64)>,
@@ -83,66 +91,33 @@ pub(super) struct Spread {
 }
 
 impl Spread {
-    /// What one histogram holds.
+    /// What a histogram holds.
     pub(super) fn of<const N: usize>(one: &Histogram<N>) -> Self {
-        let mut spread = Self::default();
-        spread.add(one);
-        spread
-    }
-
-    fn add<const N: usize>(&mut self, one: &Histogram<N>) {
         let (buckets, above, sum_ns) = one.read();
-        if self.buckets.is_empty() {
-            self.buckets.extend(buckets);
-        } else {
-            self.buckets.iter_mut().zip(buckets).for_each(|(all, (_, n))| all.1 += n);
-        }
-        self.above += above;
-        self.sum_ns = self.sum_ns.wrapping_add(sum_ns);
+        Self { buckets: buckets.collect(), above, sum_ns }
     }
 }
 
 impl Route {
-    fn new(name: RouteName) -> Self {
+    fn of(all: &RouteTally) -> Self {
+        let mut ended = [0; EndReason::ALL.len()];
+        ended.iter_mut().zip(&all.ended).for_each(|(n, count)| *n = count.get());
         Self {
-            name,
-            opened: 0,
-            open: 0,
-            ended: [0; EndReason::ALL.len()],
-            up_bytes: 0,
-            down_bytes: 0,
-            connect_failed: 0,
-            connect: Spread::default(),
-            turn: Spread::default(),
-            duration: Spread::default(),
+            name: all.name.clone(),
+            opened: all.opened.get(),
+            open: all.open.get(),
+            ended,
+            up_bytes: all.up_bytes.get(),
+            down_bytes: all.down_bytes.get(),
+            connect_failed: all.connect_failed.get(),
+            connect: Spread::of(&all.connect),
+            turn: Spread::of(&all.turn),
+            duration: Spread::of(&all.duration),
         }
-    }
-
-    fn add(&mut self, one: &RouteTally) {
-        self.opened += one.opened.get();
-        // A session that opened on one shard and ended on another leaves +1 here and -1 there.
-        self.open = self.open.wrapping_add(one.open.get());
-        self.ended.iter_mut().zip(&one.ended).for_each(|(all, n)| *all += n.get());
-        self.up_bytes += one.up_bytes.get();
-        self.down_bytes += one.down_bytes.get();
-        self.connect_failed += one.connect_failed.get();
-        self.connect.add(&one.connect);
-        self.turn.add(&one.turn);
-        self.duration.add(&one.duration);
     }
 
     /// The values of the labels listener, arm, pool, backend.
     pub(super) fn labels(&self) -> [&str; 4] {
         [&self.name.listener, self.name.arm.label(), &self.name.pool, &self.name.backend]
     }
-}
-
-fn routes_of(shards: &[Arc<ShardEntry>]) -> Vec<Route> {
-    let mut routes: BTreeMap<RouteName, Route> = BTreeMap::new();
-    for tally in shards.iter().flat_map(|shard| shard.tally.routes()) {
-        let route =
-            routes.entry(tally.name.clone()).or_insert_with_key(|name| Route::new(name.clone()));
-        route.add(&tally);
-    }
-    routes.into_values().collect()
 }

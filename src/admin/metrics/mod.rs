@@ -96,8 +96,8 @@ impl Samples {
     fn shards(&mut self, facts: &Facts, count: impl Fn(&ShardTally) -> &Count) {
         for shard in &facts.shards {
             let number = shard.id.to_string();
-            let value = count(&shard.tally.shard).get() as f64;
-            self.put(&[&number, shard.kind.label()], value);
+            let value = count(&shard.tally).get() as f64;
+            self.put(&[&number, &shard.path], value);
         }
     }
 
@@ -109,8 +109,8 @@ impl Samples {
     ) {
         for shard in &facts.shards {
             let number = shard.id.to_string();
-            let spread = Spread::of(spread(&shard.tally.shard));
-            self.put_spread(&[&number, shard.kind.label()], &spread);
+            let spread = Spread::of(spread(&shard.tally));
+            self.put_spread(&[&number, &shard.path], &spread);
         }
     }
 
@@ -118,8 +118,8 @@ impl Samples {
     fn shard_cases(&mut self, facts: &Facts, case: &str, count: impl Fn(&ShardTally) -> &Count) {
         for shard in &facts.shards {
             let number = shard.id.to_string();
-            let value = count(&shard.tally.shard).get() as f64;
-            self.put(&[&number, shard.kind.label(), case], value);
+            let value = count(&shard.tally).get() as f64;
+            self.put(&[&number, &shard.path, case], value);
         }
     }
 }

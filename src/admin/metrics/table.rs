@@ -90,6 +90,27 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         s.put(&["refused"], f.reloads_refused as f64);
     }),
     counter(
+        "ringway_upgrades_total",
+        &["outcome"],
+        "Upgrades of the program: done (by a process that took the place of another) or failed (the old one went on).",
+        |f, s| {
+            s.put(&["done"], f.upgrades_done as f64);
+            s.put(&["failed"], f.upgrades_failed as f64);
+        },
+    ),
+    gauge(
+        "ringway_process_generation",
+        NONE,
+        "Which of a line of processes this is, each started by the one before to take its place; from 1.",
+        |f, s| s.put(&[], f.generation as f64),
+    ),
+    gauge(
+        "ringway_predecessor_sessions",
+        NONE,
+        "Sessions that are open in the process before this one; all other metrics count them in.",
+        |f, s| s.put(&[], f.sessions_to_come as f64),
+    ),
+    counter(
         "ringway_path_changes_total",
         NONE,
         "Changes of the data path, whoever asked for them.",
@@ -179,8 +200,8 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         "CPU time of the shard's thread, user and system.",
         |f, s| {
             for shard in &f.shards {
-                let seconds = shard.tally.shard.cpu_ns.get() as f64 / 1e9;
-                s.put(&[&shard.id.to_string(), shard.kind.label()], seconds);
+                let seconds = shard.tally.cpu_ns.get() as f64 / 1e9;
+                s.put(&[&shard.id.to_string(), &shard.path], seconds);
             }
         },
     ),
@@ -280,10 +301,12 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     counter(
         "ringway_moves_total",
         &["shard", "path", "outcome"],
-        "Live sessions carried: out (to another shard), in (from one) or failed (they went on where they were).",
+        "Live sessions carried: out (to another shard or process), in (from a shard), upgrade (from a process) or \
+         failed (they went on where they were).",
         |f, s| {
             s.shard_cases(f, "out", |t| &t.moves_out);
             s.shard_cases(f, "in", |t| &t.moves_in);
+            s.shard_cases(f, "upgrade", |t| &t.moves_upgrade);
             s.shard_cases(f, "failed", |t| &t.moves_failed);
         },
     ),

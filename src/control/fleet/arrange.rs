@@ -11,6 +11,7 @@ use crate::shard::mailbox::Order;
 use crate::shard::placement::Neighbour;
 use crate::shard::share::Share;
 use crate::time::Time;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -72,6 +73,22 @@ impl Fleet {
         self.arrange(ports, |fleet| fleet.lanes[lane].held = Some(until));
         self.direct_lane(lane, false);
         Ok(true)
+    }
+
+    /// Which lanes stay on epoll, and until when in nanoseconds of the system's monotonic clock.
+    pub(in crate::control) fn held(&self) -> BTreeMap<usize, u64> {
+        let lanes = self.lanes.iter().enumerate();
+        lanes.filter_map(|(at, lane)| Some((at, lane.held?.0))).collect()
+    }
+
+    /// Keeps lanes on epoll that another process held there. Nobody accepts clients yet.
+    pub(in crate::control) fn hold_lanes(&mut self, held: &[(usize, Time)]) -> io::Result<()> {
+        let lanes = self.lanes.len();
+        for &(lane, until) in held.iter().filter(|(lane, _)| *lane < lanes) {
+            self.member(lane, Kind::Epoll)?;
+            self.arrange(&[], |fleet| fleet.lanes[lane].held = Some(until));
+        }
+        Ok(())
     }
 
     /// Gives lanes whose hold is over their ring back, for new sessions. How many.
@@ -227,11 +244,8 @@ impl Fleet {
 
     pub(super) fn serve_lane(&self, lane: usize, port: &Port) {
         let Some(member) = self.member_of(lane, self.accepting(lane)) else { return };
-        let order = Order::Serve {
-            listener: port.id,
-            name: Arc::clone(&port.name),
-            socket: Socket::of(&port.sockets[lane]),
-        };
+        let Some(socket) = port.sockets.get(lane).map(Socket::of) else { return };
+        let order = Order::Serve { listener: port.id, name: Arc::clone(&port.name), socket };
         // A shard that is gone has reported so, and its successor will be told.
         let _ = member.mail.send(order);
     }
@@ -239,12 +253,8 @@ impl Fleet {
     /// Tells each shard whom it may hand clients to, and shows who accepts.
     fn introduce(&self) {
         let accepting = self.accepting_members();
-        let lanes = 0..self.lanes.len();
-        let guests = lanes.filter(|lane| self.is_guest(*lane, other(self.serving)));
-        let guests: Arc<[Neighbour]> = guests
-            .filter_map(|lane| self.member_of(lane, other(self.serving)))
-            .map(Member::as_neighbour)
-            .collect();
+        let guests: Arc<[Neighbour]> =
+            self.guest_members().into_iter().map(Member::as_neighbour).collect();
         for (lane, shards) in self.lanes.iter().map(|lane| &lane.shards).enumerate() {
             for member in shards {
                 let accepts = member.entry.kind == self.accepting(lane);
@@ -257,6 +267,13 @@ impl Fleet {
                     member.mail.send(Order::Share(Share { guests, split, percent: self.share }));
             }
         }
+    }
+
+    /// The shards that begin a share of the new sessions, and accept nobody.
+    pub(super) fn guest_members(&self) -> Vec<&Member> {
+        let lanes = 0..self.lanes.len();
+        let guests = lanes.filter(|lane| self.is_guest(*lane, other(self.serving)));
+        guests.filter_map(|lane| self.member_of(lane, other(self.serving))).collect()
     }
 
     pub(super) fn accepting_members(&self) -> Vec<&Member> {

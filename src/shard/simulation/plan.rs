@@ -2,7 +2,7 @@
 
 use crate::config::{
     Backend as BackendConfig, Config, DataPath, Hop, Limits, Listener, Log, LogFormat, LogLevel,
-    Name, OnBackendFail, Percent, Pool, Shards, Stop, Tcp, Timeouts,
+    Name, OnBackendFail, Percent, Pool, Shards, Source, Stop, Tcp, Timeouts,
 };
 use crate::driver::sim::{Answer, Backend, Fault, Faults, Rate, Reading, Rng, Script, Step, World};
 use crate::time::Time;
@@ -288,6 +288,7 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         admin: None,
         stop: Stop { grace_ms: 0, drain_ms: 0 },
         log: Log { format: LogFormat::Human, level: LogLevel::Info, session_every: 1 },
+        source: Source::default(),
     }
 }
 

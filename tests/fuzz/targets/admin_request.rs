@@ -34,6 +34,7 @@ fn check(method: &str, path: &str, body: &[u8]) {
     assert_eq!(read, admin::order_of(method, path, body), "the same request reads the same");
     match read {
         Ok(Order::Reload) => assert_eq!((method, path), PATHS[0]),
+        Ok(Order::Upgrade) => assert_eq!((method, path), ("POST", "/api/v1/upgrade")),
         Ok(Order::Canary { listener, percent }) => {
             assert_eq!(path, format!("/api/v1/listeners/{listener}/canary"));
             assert!(percent.hundredths() <= Percent::WHOLE && !listener.is_empty());

@@ -138,8 +138,8 @@ impl Run {
             let home = Neighbour { load: Arc::clone(&load), mail };
             let parts = Parts {
                 id,
-                ticked: false,
                 snapshot: Arc::clone(&run.in_force),
+                ticked: false,
                 busy_poll_us,
                 tally: Arc::clone(&tally),
                 load,
@@ -397,5 +397,6 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         admin: None,
         stop: ringway::config::Stop { grace_ms: 0, drain_ms: 0 },
         log: Log { format: LogFormat::Human, level: LogLevel::Info, session_every: 0 },
+        source: Source::default(),
     }
 }
