@@ -188,6 +188,15 @@ pub struct ShardTally {
     pub moves_ending: Count,
     /// From the moment a session began to come to rest until it went on here.
     pub pause: Histogram<19>,
+    /// From the moment the kernel answered until all it said was done: of one turn in
+    /// [`WORK_SAMPLE`](crate::config::limits::WORK_SAMPLE).
+    pub work: Histogram<19>,
+    /// Bytes that bulky directions moved through the large buffer.
+    pub copied_bytes: Count,
+    /// Bytes that bulky directions moved through the pipe.
+    pub spliced_bytes: Count,
+    /// Time spent looking for work where there was none.
+    pub spun_in_vain_ns: Count,
     /// Completions for a session that is no more. Must stay 0.
     pub stale: Count,
     /// Records of ended sessions that found the journal full.

@@ -182,6 +182,8 @@ pub const REFUSE_AFTER_MS: u64 = 10;
 pub const WATCH_CLIENT_AFTER_MS: u64 = 100;
 /// How long a session whose destination keeps it waiting stands still before a poll listens for its source's end.
 pub const WATCH_PAUSED_AFTER_MS: u32 = 100;
+/// Of how many turns one is measured: each costs a look at the clock.
+pub const WORK_SAMPLE: u64 = 64;
 /// How many sessions begin in one turn of a shard: those that live wait for no more than these.
 pub const BEGINNINGS_PER_TURN_MAX: u32 = 8;
 /// How many clients that waited for their turn are looked at in one; those that have left begin no session.

@@ -99,6 +99,7 @@ impl Totals {
             path: shard.path.clone(),
             counts: named(&shard.tally.counts()),
             pause: spread(&shard.tally.pause),
+            work: spread(&shard.tally.work),
         });
         let routes = self.routes.iter().map(|route| RouteTotals {
             listener: route.name.listener.to_string(),
@@ -125,6 +126,7 @@ impl Totals {
             let tally = ShardTally::default();
             fill(&tally.counts(), &of.counts);
             refill(&tally.pause, &of.pause);
+            refill(&tally.work, &of.work);
             ShardTotal { id: of.id, path: of.path, tally }
         });
         let routes = record.routes.into_iter().map(|of| {

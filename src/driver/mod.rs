@@ -302,6 +302,10 @@ pub struct Counters {
     pub no_buffers: u64,
     /// Sends that had to wait for the destination, as far as the driver can see.
     pub sends_blocked: u64,
+    /// Bytes that wide steps moved through the buffer.
+    pub copied_bytes: u64,
+    /// Bytes that wide steps moved through the pipe.
+    pub spliced_bytes: u64,
     /// CPU time of the thread that asks, in nanoseconds; 0 where there is no such thing.
     pub cpu_ns: u64,
 }

@@ -14,7 +14,14 @@ pub(in crate::driver) struct Wide {
     buffer: Vec<u8>,
     /// Made when a step first goes through it, and empty between steps.
     pipe: Option<Pipe>,
+    /// Bytes that destinations took of the buffer.
+    pub(in crate::driver) copied_bytes: u64,
+    /// Bytes that destinations took of the pipe.
+    pub(in crate::driver) spliced_bytes: u64,
 }
+
+/// A step that moved nothing.
+const NOTHING: Carried = Carried { taken: 0, tail: None, source: None, failed: None };
 
 /// What a step found out about the source's socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +45,7 @@ impl Wide {
         // A tail must find buffers.
         let room = pool.free().div_ceil(2) * pool.buffer_bytes() as usize;
         let tail_max = room.min(stride.tail_max as usize);
-        let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
+        let mut carried = NOTHING;
         if tail_max == 0 {
             carried.source = Some(Received::Failed(Errno::NO_BUFFERS));
             return (carried, Seen { dry: false });
@@ -47,18 +54,21 @@ impl Wide {
             // Without a descriptor for one, the buffer does.
             self.pipe = Pipe::new().ok();
         }
-        match &self.pipe {
-            Some(pipe) if stride.by == Way::Pipe => {
-                let (carried, seen, sound) =
-                    splice(pipe, &mut self.buffer, (from, to), pool, tail_max);
-                if !sound {
-                    // What is left in it is of a connection that is gone.
-                    self.pipe = None;
-                }
-                (carried, seen)
-            }
-            _ => copy(&mut self.buffer, (from, to), pool, tail_max),
+        let pipe = self.pipe.as_ref().filter(|_| stride.by == Way::Pipe);
+        let Some(pipe) = pipe else {
+            let (carried, seen) = copy(&mut self.buffer, (from, to), pool, tail_max);
+            self.copied_bytes += u64::from(carried.taken);
+            return (carried, seen);
+        };
+        let (carried, sound) = splice(pipe, &mut self.buffer, (from, to), pool, tail_max);
+        self.spliced_bytes += u64::from(carried.taken);
+        if !sound {
+            // What is left in it is of a connection that is gone.
+            self.pipe = None;
         }
+        // A pipe holds as many packets as it has places, each perhaps with few bytes: that little came says nothing.
+        let dry = carried == NOTHING;
+        (carried, Seen { dry })
     }
 }
 
@@ -70,7 +80,7 @@ fn copy(
     pool: &mut Pool,
     tail_max: usize,
 ) -> (Carried, Seen) {
-    let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
+    let mut carried = NOTHING;
     let least = pool.buffer_bytes() as usize;
     let most = buffer.len().min(sys::send_room(to).max(least));
     let look = if most > tail_max { sys::peek } else { sys::recv };
@@ -106,13 +116,13 @@ fn splice(
     (from, to): (i32, i32),
     pool: &mut Pool,
     tail_max: usize,
-) -> (Carried, Seen, bool) {
-    let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
+) -> (Carried, bool) {
+    let mut carried = NOTHING;
     let seen = match pipe.fill(from, tail_max) {
         Ok(Some(n)) if n > 0 => n,
         nothing => {
             carried.source = source_of(nothing);
-            return (carried, Seen { dry: carried.source.is_none() }, true);
+            return (carried, true);
         }
     };
     let mut taken = 0;
@@ -133,8 +143,7 @@ fn splice(
         debug_assert_eq!(read, left, "what was put into a pipe is there");
         carried.tail = chain(pool, &buffer[..read]);
     }
-    // A pipe holds as many pages as it has places, each perhaps with few bytes: that little came says nothing.
-    (carried, Seen { dry: false }, carried.failed.is_none() || left == 0)
+    (carried, carried.failed.is_none() || left == 0)
 }
 
 /// What a read that brought no byte says of its source. `None`: there is nothing yet.

@@ -158,6 +158,7 @@ impl<D: Driver> Shard<D> {
             self.look_at_clock(until);
             self.spin.slept(self.now);
         }
+        let woke = self.driver.now();
         for _ in 0..limits::COMPLETIONS_PER_TURN_MAX {
             let Some(completion) = self.driver.next() else { break };
             found = true;
@@ -175,7 +176,7 @@ impl<D: Driver> Shard<D> {
         if self.now >= self.upkeep_at {
             self.keep_up();
         }
-        self.parts.tally.shard.turns.add(1);
+        self.count_turn(woke);
         // What was promised to it counts as its load until it has ended, so that nothing is lost in its mailbox.
         if self.leaving && self.gates.is_empty() && self.parts.load.leave() {
             (self.parts.report)(Report::Gone);
@@ -393,6 +394,15 @@ impl<D: Driver> Shard<D> {
         self.open_rested_gates();
     }
 
+    /// Counts a turn, and now and then measures how long it took since the kernel had answered.
+    fn count_turn(&mut self, woke: Time) {
+        let shard = &self.parts.tally.shard;
+        shard.turns.add(1);
+        if shard.turns.get().is_multiple_of(limits::WORK_SAMPLE) {
+            shard.work.record(self.driver.read_clock().since_ns(woke));
+        }
+    }
+
     /// What need not be done each turn: reports gauges, gives memory back.
     fn keep_up(&mut self) {
         self.upkeep_at = self.now.plus_ms(limits::UPKEEP_MS);
@@ -405,6 +415,9 @@ impl<D: Driver> Shard<D> {
         shard.cq_overflow.set(seen.cq_overflow);
         shard.no_buffers.set(seen.no_buffers);
         shard.sends_blocked.set(seen.sends_blocked);
+        shard.copied_bytes.set(seen.copied_bytes);
+        shard.spliced_bytes.set(seen.spliced_bytes);
+        shard.spun_in_vain_ns.set(self.spin.vain_ns());
         shard.cpu_ns.set(seen.cpu_ns);
         shard.looked_ns.set(self.now.0);
         shard.starved.set(self.starved.len() as u64);

@@ -20,6 +20,8 @@ pub(super) struct Spin {
     moved: Time,
     /// What may still be spent on looking in vain; below 0 where the last look took longer than that.
     budget_ns: i64,
+    /// What was spent on it so far.
+    vain_ns: u64,
     /// Until when the budget was refilled, and time spent looking was taken from it.
     settled: Time,
 }
@@ -29,7 +31,7 @@ impl Spin {
     pub(super) fn new(window_us: u32, now: Time) -> Self {
         let window_ns = u64::from(window_us) * 1000;
         let budget_ns = most(window_ns);
-        Self { window_ns, moved: Time::default(), budget_ns, settled: now }
+        Self { window_ns, moved: Time::default(), budget_ns, vain_ns: 0, settled: now }
     }
 
     /// Something moved.
@@ -48,8 +50,14 @@ impl Spin {
         self.settled = now;
         if !found {
             self.budget_ns = self.budget_ns.saturating_sub_unsigned(spent);
+            self.vain_ns += spent;
         }
         self.refill(spent);
+    }
+
+    /// How long it has looked in vain so far.
+    pub(super) const fn vain_ns(&self) -> u64 {
+        self.vain_ns
     }
 
     /// The shard slept until `now`.

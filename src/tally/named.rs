@@ -30,22 +30,23 @@ macro_rules! counts {
 }
 
 impl ShardTally {
-    /// All but the histogram.
+    /// All but the histograms.
     #[must_use]
     pub fn counts(&self) -> Vec<Named<'_>> {
         counts!(self;
             totals: begun cpu_ns accepted placed_elsewhere accept_failed_exhausted accept_failed_other refused_full
-                connect_retries turns enters enter_failed completions sq_full cq_overflow no_buffers spilled_bytes
-                sends_blocked freezes watchdog moves_out moves_in moves_failed moves_upgrade moves_opening
-                moves_ending stale journal_dropped;
-            gauges: sessions starved buffers buffers_free;
-            neither: looked_ns pause next_id)
+                connect_retries turns enters enter_failed completions sq_full cq_overflow no_buffers sends_blocked
+                copied_bytes spliced_bytes spun_in_vain_ns freezes watchdog moves_out moves_in moves_failed
+                moves_upgrade moves_opening moves_ending stale journal_dropped;
+            gauges: sessions starved spilled_bytes buffers buffers_free;
+            neither: looked_ns pause work next_id)
     }
 
     /// Adds another's counts to these, as the only writer.
     pub fn merge(&self, other: &Self) {
         merge(&self.counts(), &other.counts());
         self.pause.merge(&other.pause);
+        self.work.merge(&other.work);
     }
 }
 

@@ -243,6 +243,8 @@ pub struct ShardTotals {
     pub counts: BTreeMap<String, u64>,
     /// Pauses of sessions that were carried.
     pub pause: Spread,
+    /// How long turns took.
+    pub work: Spread,
 }
 
 /// What one route counted.

@@ -205,6 +205,36 @@ pub(super) static DEFINITIONS: &[Definition] = &[
             }
         },
     ),
+    counter(
+        "ringway_spun_in_vain_seconds_total",
+        SHARD,
+        "Time the shard looked for work without sleeping and found none.",
+        |f, s| {
+            for shard in &f.shards {
+                let seconds = shard.tally.spun_in_vain_ns.get() as f64 / 1e9;
+                s.put(&[&shard.id.to_string(), &shard.path], seconds);
+            }
+        },
+    ),
+    Definition {
+        name: "ringway_turn_work_seconds",
+        kind: MetricType::HISTOGRAM,
+        labels: SHARD,
+        help: "How long the shard worked on what the kernel said in one turn; one turn in 64 is measured.",
+        read: |f, s| s.shard_spreads(f, |t| &t.work),
+    },
+    counter(
+        "ringway_bulk_copied_bytes_total",
+        SHARD,
+        "Bytes that bulky directions moved through a large buffer.",
+        |f, s| s.shards(f, |t| &t.copied_bytes),
+    ),
+    counter(
+        "ringway_bulk_spliced_bytes_total",
+        SHARD,
+        "Bytes that bulky directions moved through a pipe, without a copy.",
+        |f, s| s.shards(f, |t| &t.spliced_bytes),
+    ),
     counter("ringway_accepted_total", SHARD, "Clients accepted.", |f, s| {
         s.shards(f, |t| &t.accepted);
     }),

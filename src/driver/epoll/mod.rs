@@ -269,7 +269,9 @@ impl Driver for Epoll {
     }
 
     fn counters(&self) -> Counters {
-        Counters { cpu_ns: sys::thread_cpu_ns(), ..self.counters }
+        let Wide { copied_bytes, spliced_bytes, .. } = self.wide;
+        let cpu_ns = sys::thread_cpu_ns();
+        Counters { cpu_ns, copied_bytes, spliced_bytes, ..self.counters }
     }
 
     fn waker(&self) -> Waker {
