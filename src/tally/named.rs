@@ -35,10 +35,10 @@ impl ShardTally {
     pub fn counts(&self) -> Vec<Named<'_>> {
         counts!(self;
             totals: begun cpu_ns accepted placed_elsewhere accept_failed_exhausted accept_failed_other refused_full
-                connect_retries turns enters enter_failed completions sq_full cq_overflow no_buffers spilled_bytes
+                connect_retries turns enters enter_failed completions sq_full cq_overflow no_buffers
                 sends_blocked freezes watchdog moves_out moves_in moves_failed moves_upgrade moves_opening
                 moves_ending stale journal_dropped;
-            gauges: sessions starved buffers buffers_free;
+            gauges: sessions starved spilled_bytes buffers buffers_free;
             neither: looked_ns pause next_id)
     }
 
