@@ -282,8 +282,11 @@ impl WrittenListener {
                     ("multishot", Hop::Multishot),
                     ("linked", Hop::Linked),
                     ("oneshot", Hop::Oneshot),
+                    ("wide", Hop::Wide),
+                    ("splice", Hop::Splice),
+                    ("hot", Hop::Hot),
                 ],
-                "how io_uring takes bytes across; auto is what measures best on this kernel",
+                "how bytes are taken across; auto is what measures best on this kernel",
             ),
             sessions_max: s.number(
                 "sessions_max",

@@ -52,8 +52,8 @@ impl Default for WrittenTcp {
             keepalive: Keepalive { idle_s: 30, interval_s: 5, probes: 3 },
             user_timeout_ms: 30_000,
             send_buffer_bytes: 0,
-            receive_buffer_bytes: 0,
-            notsent_lowat_bytes: 0,
+            receive_buffer_bytes: limits::RECEIVE_BUFFER_DEFAULT,
+            notsent_lowat_bytes: limits::NOTSENT_LOWAT_DEFAULT,
             congestion: String::new(),
         }
     }

@@ -22,6 +22,11 @@ pub const KEEPALIVE_S_MAX: u32 = 32_767;
 pub const KEEPALIVE_PROBES_MAX: u32 = 127;
 /// SO_SNDBUF, SO_RCVBUF and TCP_NOTSENT_LOWAT; the kernel cuts the first two to `net.core.[wr]mem_max`.
 pub const SOCKET_BUFFER_BYTES_MAX: u32 = 64 << 20;
+/// What the kernel may hold of one direction on its way in and, unsent, on its way out: with more, a reader that stalls
+/// finds orders of long ago.
+pub const RECEIVE_BUFFER_DEFAULT: u32 = 256 * 1024;
+/// See [`RECEIVE_BUFFER_DEFAULT`].
+pub const NOTSENT_LOWAT_DEFAULT: u32 = 128 * 1024;
 /// Characters of a congestion control's name (TCP_CA_NAME_MAX, less the zero that ends it).
 pub const CONGESTION_CHARS_MAX: usize = 15;
 /// One line for every so many ended sessions.
@@ -67,6 +72,8 @@ pub const WINDOW_MAX: u16 = 4096;
 /// Bytes a bulky direction moves at once, and the size of the buffer it does so through: what fits the cache beside the
 /// rest.
 pub const WIDE_BYTES: u32 = 512 * 1024;
+/// Size of a shard's pipe: places for 64 packets.
+pub const PIPE_BYTES: i32 = 256 * 1024;
 /// Receives in a row that fill their buffer and so prove a direction bulky.
 pub const WIDE_AFTER: u8 = 8;
 /// Wide steps in a row that move less than a receive buffer holds and so prove that it is not bulky any more.
@@ -81,6 +88,8 @@ pub const SPIN_WASTE_PART: u64 = 50;
 pub const HOT_LOOKS: u32 = 32;
 /// Sessions that are read straight while a shard spins, if no others carry traffic.
 pub const HOT_SESSIONS_MAX: usize = 4;
+/// Most sessions a spinning shard reads straight where listeners ask for it.
+pub const HOT_FORCED_MAX: usize = 64;
 /// Movements after which it is judged which sessions are hot.
 pub const HEAT_SAMPLE: u32 = 64;
 /// Free buffers that keep their memory when a shard is calm.

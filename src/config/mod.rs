@@ -164,7 +164,8 @@ pub enum OnBackendFail {
     Close,
 }
 
-/// The shape of a hop, which is how bytes leave one socket and enter the other. On epoll all are the same.
+/// The shape of a hop, which is how bytes leave one socket and enter the other. Others than `Auto`
+/// are there to compare: they stay what they are. On epoll the first four are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
     /// What measures best on this kernel.
@@ -175,6 +176,12 @@ pub enum Hop {
     Linked,
     /// A one-shot receive, armed again when its send is done.
     Oneshot,
+    /// Every direction in wide steps through one large buffer.
+    Wide,
+    /// Every direction in steps of splice(2) through a pipe, which `Auto` does with those that prove bulky.
+    Splice,
+    /// Read straight whenever the shard spins, which `Auto` does where few sessions carry the traffic.
+    Hot,
 }
 
 /// When sessions end by themselves.

@@ -27,6 +27,7 @@ mod direct;
 pub mod epoll;
 pub mod handoff;
 pub mod pick;
+mod pipe;
 pub mod pool;
 pub mod probe;
 pub mod sim;
@@ -305,6 +306,25 @@ pub struct Counters {
     pub cpu_ns: u64,
 }
 
+/// How a [wide](Driver::carry_wide) step is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stride {
+    /// Most bytes that come back as a tail.
+    pub tail_max: u32,
+    /// By which way.
+    pub by: Way,
+}
+
+/// What bytes of a wide step go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// One large buffer, by recv(2) and send(2).
+    Buffer,
+    /// A pipe, by splice(2): no byte is copied, and a step is no longer than its tail may be. Where no pipe is to be
+    /// had it is the buffer.
+    Pipe,
+}
+
 /// What a [wide](Driver::carry_wide) step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Carried {
@@ -422,16 +442,16 @@ pub trait Driver {
     }
 
     /// Moves up to [`WIDE_BYTES`](crate::config::limits::WIDE_BYTES) from `source`'s socket to the other side's at
-    /// once, by plain calls through one large buffer that stays in the cache. Nothing may be in flight between them in
-    /// this direction. Not more is received than the destination is thought to have room for; what it does not take all
-    /// the same comes back as a tail of pool buffers, at most `tail_max` bytes: more than that stays with the source.
+    /// once, by plain calls through what stays in the cache. Nothing may be in flight between them in this direction.
+    /// Not more is received than the destination is thought to have room for; what it does not take all the same comes
+    /// back as a tail of pool buffers, and what is too long for that stays with the source.
     fn carry_wide(
         &mut self,
         _key: Key,
         _source: Side,
         _from: &Socket,
         _to: &Socket,
-        _tail_max: u32,
+        _stride: Stride,
     ) -> Carried {
         Carried { taken: 0, tail: None, source: None, failed: None }
     }

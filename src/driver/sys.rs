@@ -171,7 +171,6 @@ fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     let optional = [
         (socket, libc::SO_SNDBUF, tcp.send_buffer_bytes),
         (socket, libc::SO_RCVBUF, tcp.receive_buffer_bytes),
-        (ip, libc::TCP_NOTSENT_LOWAT, tcp.notsent_lowat_bytes),
     ];
     for (level, name, value) in optional {
         if let Some(value) = value {
@@ -182,7 +181,7 @@ fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     set_bytes(fd, ip, libc::TCP_CONGESTION, congestion.as_bytes())
 }
 
-/// The options that find a vanished end: five calls, which a short session has no use for.
+/// The options that find a vanished end or a stalled one: six calls, which a short session has no use for.
 pub(in crate::driver) fn guard(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
     if let Some(Keepalive { idle_s, interval_s, probes }) = tcp.keepalive {
@@ -190,6 +189,9 @@ pub(in crate::driver) fn guard(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
         set(fd, ip, libc::TCP_KEEPIDLE, idle_s)?;
         set(fd, ip, libc::TCP_KEEPINTVL, interval_s)?;
         set(fd, ip, libc::TCP_KEEPCNT, probes)?;
+    }
+    if let Some(bytes) = tcp.notsent_lowat_bytes {
+        set(fd, ip, libc::TCP_NOTSENT_LOWAT, bytes)?;
     }
     tcp.user_timeout_ms.map_or(Ok(()), |ms| set(fd, ip, libc::TCP_USER_TIMEOUT, ms))
 }

@@ -1,17 +1,19 @@
-//! Bulk: one large buffer, reused while it is hot, between two plain calls.
+//! Bulk: between two plain calls, through a pipe that copies nothing or a large buffer that stays in the cache.
 //!
-//! What decides the cost of bulk is the size and the heat of the buffer, not the interface: a buffer near the size of
-//! the second-level cache costs less a byte than splice(2), and needs no pipe. A step is over when it returns, so one
-//! buffer serves all directions of a shard.
+//! Which costs less a byte depends on the machine: the buffer lives by its heat, so it loses where others want the same
+//! cache and memory. A step is over when it returns, so one pipe and one buffer serve all directions of a shard.
 
+use super::pipe::Pipe;
 use super::pool::{BufferId, Pool};
-use super::{Carried, Errno, Received, sys};
+use super::{Carried, Errno, Received, Stride, Way, sys};
 use crate::config::limits;
 
 /// The large buffer of one driver. It takes memory when it is first used.
 #[derive(Debug, Default)]
 pub(in crate::driver) struct Wide {
     buffer: Vec<u8>,
+    /// Made when a step first goes through it, and empty between steps.
+    pipe: Option<Pipe>,
 }
 
 /// What a step found out about the source's socket.
@@ -22,56 +24,125 @@ pub(in crate::driver) struct Seen {
 }
 
 impl Wide {
-    /// Receives from one socket and sends to the other. Of what that does not take at most `tail_max` bytes are kept:
-    /// where more could be left, the bytes are only looked at first, and the rest stays in the source's socket.
+    /// Receives from one socket and sends to the other.
     pub(in crate::driver) fn carry(
         &mut self,
         from: i32,
         to: i32,
         pool: &mut Pool,
-        tail_max: u32,
+        stride: Stride,
     ) -> (Carried, Seen) {
         if self.buffer.is_empty() {
             self.buffer.resize(limits::WIDE_BYTES as usize, 0);
         }
         // A tail must find buffers.
-        let least = pool.buffer_bytes() as usize;
-        let tail_max = (pool.free().div_ceil(2) * least).min(tail_max as usize);
+        let room = pool.free().div_ceil(2) * pool.buffer_bytes() as usize;
+        let tail_max = room.min(stride.tail_max as usize);
         let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
         if tail_max == 0 {
             carried.source = Some(Received::Failed(Errno::NO_BUFFERS));
             return (carried, Seen { dry: false });
         }
-        let most = self.buffer.len().min(sys::send_room(to).max(least));
-        let look = if most > tail_max { sys::peek } else { sys::recv };
-        let seen = match look(from, &mut self.buffer[..most]) {
-            Ok(Some(n)) if n > 0 => n,
-            Ok(Some(_)) => {
-                carried.source = Some(Received::End);
-                return (carried, Seen { dry: false });
+        if stride.by == Way::Pipe && self.pipe.is_none() {
+            // Without a descriptor for one, the buffer does.
+            self.pipe = Pipe::new().ok();
+        }
+        match &self.pipe {
+            Some(pipe) if stride.by == Way::Pipe => {
+                let (carried, seen, sound) =
+                    splice(pipe, &mut self.buffer, (from, to), pool, tail_max);
+                if !sound {
+                    // What is left in it is of a connection that is gone.
+                    self.pipe = None;
+                }
+                (carried, seen)
             }
-            Ok(None) => return (carried, Seen { dry: true }),
-            Err(e) => {
-                carried.source = Some(Received::Failed(e));
-                return (carried, Seen { dry: false });
-            }
-        };
-        let taken = match sys::send(to, &self.buffer[..seen]) {
-            Ok(taken) => taken,
+            _ => copy(&mut self.buffer, (from, to), pool, tail_max),
+        }
+    }
+}
+
+/// A step through the buffer. Of what the destination does not take at most `tail_max` bytes are kept: where more could
+/// be left, the bytes are only looked at first, and the rest stays in the source's socket.
+fn copy(
+    buffer: &mut [u8],
+    (from, to): (i32, i32),
+    pool: &mut Pool,
+    tail_max: usize,
+) -> (Carried, Seen) {
+    let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
+    let least = pool.buffer_bytes() as usize;
+    let most = buffer.len().min(sys::send_room(to).max(least));
+    let look = if most > tail_max { sys::peek } else { sys::recv };
+    let seen = match look(from, &mut buffer[..most]) {
+        Ok(Some(n)) if n > 0 => n,
+        nothing => {
+            carried.source = source_of(nothing);
+            return (carried, Seen { dry: carried.source.is_none() });
+        }
+    };
+    let taken = match sys::send(to, &buffer[..seen]) {
+        Ok(taken) => taken,
+        Err(e) => {
+            carried.failed = Some(e);
+            return (carried, Seen { dry: false });
+        }
+    };
+    carried.taken = u32::try_from(taken).unwrap_or(u32::MAX);
+    let kept = seen.min(taken + tail_max);
+    carried.tail = chain(pool, &buffer[taken..kept]);
+    if most > tail_max
+        && let Err(e) = sys::discard(from, &mut buffer[..kept])
+    {
+        carried.source = Some(Received::Failed(e));
+    }
+    (carried, Seen { dry: seen < most && kept == seen })
+}
+
+/// A step through the pipe, no longer than its tail may be. Whether the pipe is empty afterwards.
+fn splice(
+    pipe: &Pipe,
+    buffer: &mut [u8],
+    (from, to): (i32, i32),
+    pool: &mut Pool,
+    tail_max: usize,
+) -> (Carried, Seen, bool) {
+    let mut carried = Carried { taken: 0, tail: None, source: None, failed: None };
+    let seen = match pipe.fill(from, tail_max) {
+        Ok(Some(n)) if n > 0 => n,
+        nothing => {
+            carried.source = source_of(nothing);
+            return (carried, Seen { dry: carried.source.is_none() }, true);
+        }
+    };
+    let mut taken = 0;
+    while taken < seen {
+        match pipe.drain(to, seen - taken) {
+            Ok(Some(n)) if n > 0 => taken += n,
+            Ok(_) => break,
             Err(e) => {
                 carried.failed = Some(e);
-                return (carried, Seen { dry: false });
+                break;
             }
-        };
-        carried.taken = u32::try_from(taken).unwrap_or(u32::MAX);
-        let kept = seen.min(taken + tail_max);
-        carried.tail = chain(pool, &self.buffer[taken..kept]);
-        if most > tail_max
-            && let Err(e) = sys::discard(from, &mut self.buffer[..kept])
-        {
-            carried.source = Some(Received::Failed(e));
         }
-        (carried, Seen { dry: seen < most && kept == seen })
+    }
+    carried.taken = u32::try_from(taken).unwrap_or(u32::MAX);
+    let left = seen - taken;
+    if carried.failed.is_none() && left > 0 {
+        let read = pipe.read(&mut buffer[..left]);
+        debug_assert_eq!(read, left, "what was put into a pipe is there");
+        carried.tail = chain(pool, &buffer[..read]);
+    }
+    // A pipe holds as many pages as it has places, each perhaps with few bytes: that little came says nothing.
+    (carried, Seen { dry: false }, carried.failed.is_none() || left == 0)
+}
+
+/// What a read that brought no byte says of its source. `None`: there is nothing yet.
+fn source_of(nothing: Result<Option<usize>, Errno>) -> Option<Received> {
+    match nothing {
+        Ok(Some(_)) => Some(Received::End),
+        Ok(None) => None,
+        Err(e) => Some(Received::Failed(e)),
     }
 }
 

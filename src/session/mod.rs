@@ -26,6 +26,7 @@ use crate::tally::{RouteTally, ShardTally};
 use crate::time::Time;
 use dir::{Dir, Watch};
 use opening::{Opening, Question, Reply};
+use relay::Shape;
 use routes::Routes;
 use sabotage::Mutation;
 use std::collections::VecDeque;
@@ -73,6 +74,7 @@ pub struct Session {
     listener: u16,
     arm: Arm,
     hop: Hop,
+    shape: Shape,
     /// While its shard spins, its sockets are read straight: no receive is armed.
     hot: bool,
     /// The backend's socket has the options that find a vanished end.
@@ -171,7 +173,8 @@ impl Session {
             backend: None,
             listener,
             arm,
-            hop: relay::shape(hop, step.driver.counts_credit()),
+            hop,
+            shape: Shape::of(hop, step.driver.counts_credit()),
             guarded: false,
             hot: false,
             retime: true,
@@ -525,10 +528,7 @@ impl Session {
         route.opened.add(1);
         route.open.add(1);
         self.route = Some(route);
-        for side in Side::BOTH {
-            self.send_next(step, side);
-            self.arm(step, side);
-        }
+        self.start(step);
     }
 
     /// Tells one end that the session is over: by a reset where bytes for it are lost or it must not mistake this for

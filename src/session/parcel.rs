@@ -102,11 +102,7 @@ impl Session {
         }
         self.stage = Stage::Relaying;
         self.retime = true;
-        for side in Side::BOTH {
-            self.send_next(step, side);
-            self.finish_if_drained(step, side);
-            self.arm(step, side);
-        }
+        self.start(step);
     }
 
     /// Takes it off its driver. `frozen_ns`: how far the shard's clock lags behind the system's.

@@ -20,12 +20,23 @@ use crate::driver::{self, Driver, Errno, Interest, Received, Side};
 use crate::event::EndReason;
 use crate::time::Time;
 
-/// The shape a hop takes on a driver.
-pub(super) const fn shape(wanted: Hop, counts_credit: bool) -> Hop {
-    match wanted {
-        Hop::Auto | Hop::Multishot if counts_credit => Hop::Multishot,
-        Hop::Auto | Hop::Multishot | Hop::Oneshot => Hop::Oneshot,
-        Hop::Linked => Hop::Linked,
+/// How receives are armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    Multishot,
+    Linked,
+    Oneshot,
+}
+
+impl Shape {
+    /// The shape that a hop takes on a driver, where it is neither wide nor hot.
+    pub(super) const fn of(wanted: Hop, counts_credit: bool) -> Self {
+        match wanted {
+            Hop::Linked => Self::Linked,
+            Hop::Oneshot => Self::Oneshot,
+            _ if counts_credit => Self::Multishot,
+            _ => Self::Oneshot,
+        }
     }
 }
 
@@ -220,14 +231,16 @@ impl Session {
         let high_water = self.snapshot.config.limits.high_water_bytes;
         let pool = step.driver.pool();
         let (low, buffer_bytes) = (pool.is_low(), pool.buffer_bytes());
-        let arm = match self.hop {
-            Hop::Multishot if sabotage::is(Mutation::CreditIgnored) => driver::Arm::Multi(u32::MAX),
+        let arm = match self.shape {
+            Shape::Multishot if sabotage::is(Mutation::CreditIgnored) => {
+                driver::Arm::Multi(u32::MAX)
+            }
             // Half of the room must be free again, so that a slow destination does not cost an arming for each send.
-            Hop::Multishot if low && dir.queued == 0 => driver::Arm::Multi(buffer_bytes),
-            Hop::Multishot if !low && dir.queued <= high_water / 2 => {
+            Shape::Multishot if low && dir.queued == 0 => driver::Arm::Multi(buffer_bytes),
+            Shape::Multishot if !low && dir.queued <= high_water / 2 => {
                 driver::Arm::Multi(high_water - dir.queued)
             }
-            Hop::Linked | Hop::Oneshot | Hop::Auto if dir.queued == 0 => driver::Arm::Once,
+            Shape::Linked | Shape::Oneshot if dir.queued == 0 => driver::Arm::Once,
             _ => {
                 self.retime = true;
                 return;
@@ -250,7 +263,9 @@ impl Session {
             return;
         };
         let high_water = self.snapshot.config.limits.high_water_bytes;
-        let carried = step.driver.carry_wide(step.key, source, from, to, high_water);
+        let by = if self.hop == Hop::Wide { driver::Way::Buffer } else { driver::Way::Pipe };
+        let stride = driver::Stride { tail_max: high_water, by };
+        let carried = step.driver.carry_wide(step.key, source, from, to, stride);
         if let Some((first, last)) = carried.tail {
             dir.adopt(step.driver.pool(), first, last);
             if sabotage::is(Mutation::WideTailLost) {
@@ -260,7 +275,7 @@ impl Session {
         let moved = carried.taken + dir.queued;
         let small = moved < step.driver.pool().buffer_bytes();
         dir.streak = if small { dir.streak + 1 } else { 0 };
-        if dir.streak >= limits::WIDE_UNTIL {
+        if dir.streak >= limits::WIDE_UNTIL && self.hop == Hop::Auto {
             (dir.wide, dir.streak) = (false, 0);
         }
         if moved > 0 {
@@ -302,10 +317,12 @@ impl Session {
     /// Passes received bytes on.
     fn forward<D: Driver>(&mut self, step: &mut Step<'_, D>, side: Side, buffer: BufferId) {
         self.note_arrival(step.now, side);
-        let wide = step.driver.has_plain_calls();
+        let wide = step.driver.has_plain_calls() && self.hop == Hop::Auto;
+        let always = self.is_always_wide(step);
         let dir = &mut self.dirs[side as usize];
         let pool = step.driver.pool();
         let full = wide && pool.filled(buffer) == pool.buffer_bytes();
+        dir.wide |= always;
         if !dir.wide {
             dir.streak = if full { dir.streak + 1 } else { 0 };
             if dir.streak >= limits::WIDE_AFTER {
@@ -321,8 +338,8 @@ impl Session {
         }
         let dir = &mut self.dirs[side as usize];
         let ends = (&self.ends[side as usize], &self.ends[side.other() as usize]);
-        if let (Hop::Linked, false, false, (Some(source), Some(to))) =
-            (self.hop, dir.armed, dir.sending, ends)
+        if let (Shape::Linked, false, false, (Some(source), Some(to))) =
+            (self.shape, dir.armed, dir.sending, ends)
             && !dir.wide
             && !self.hot
         {
@@ -356,9 +373,38 @@ impl Session {
         }
     }
 
+    /// Whether its directions are carried in wide steps whatever they carry.
+    fn is_always_wide<D: Driver>(&self, step: &Step<'_, D>) -> bool {
+        matches!(self.hop, Hop::Wide | Hop::Splice) && step.driver.has_plain_calls()
+    }
+
+    /// Arms both directions for the first time on this driver, and sends what waits.
+    pub(super) fn start<D: Driver>(&mut self, step: &mut Step<'_, D>) {
+        let always = self.is_always_wide(step);
+        for side in Side::BOTH {
+            self.dirs[side as usize].wide |= always;
+            self.send_next(step, side);
+            self.finish_if_drained(step, side);
+            self.arm(step, side);
+        }
+    }
+
+    /// Whether its shard reads it straight whenever it spins, and does not yet.
+    #[must_use]
+    pub fn wants_heat(&self) -> bool {
+        self.hop == Hop::Hot && !self.hot
+    }
+
+    /// Whether its shard reads it straight.
+    #[must_use]
+    pub const fn is_hot(&self) -> bool {
+        self.hot
+    }
+
     /// Withdraws its receives, so that its shard can read it straight while it spins.
     pub fn heat<D: Driver>(&mut self, step: &mut Step<'_, D>) {
-        if self.hot || !self.is_relaying() || !step.driver.has_plain_calls() {
+        let may = matches!(self.hop, Hop::Auto | Hop::Hot) && step.driver.has_plain_calls();
+        if self.hot || !self.is_relaying() || !may {
             return;
         }
         self.hot = true;

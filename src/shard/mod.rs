@@ -232,14 +232,32 @@ impl<D: Driver> Shard<D> {
     /// A session's bytes moved: the shard stays awake, and sees whether a few sessions carry all the traffic.
     fn note_movement(&mut self, key: Key) {
         self.spin.moved(self.now);
+        if self.sessions.session(key).is_some_and(|session| session.wants_heat()) {
+            self.heat_up(key);
+        }
         match self.heat.note(key) {
             Few::Same => {}
             Few::TooMany => self.cool_all(),
             Few::Are(keys) => {
-                for &key in &keys {
-                    self.with_session(key, |session, step| session.heat(step));
+                for key in
+                    keys.into_iter().filter(|key| !self.hot.contains(key)).collect::<Vec<_>>()
+                {
+                    self.heat_up(key);
                 }
-                self.hot = keys;
+            }
+        }
+    }
+
+    /// Has a session read straight from now on, if there is room among those.
+    fn heat_up(&mut self, key: Key) {
+        if self.hot.len() < limits::HOT_FORCED_MAX {
+            let mut is_hot = false;
+            self.with_session(key, |session, step| {
+                session.heat(step);
+                is_hot = session.is_hot();
+            });
+            if is_hot {
+                self.hot.push(key);
             }
         }
     }

@@ -24,7 +24,7 @@ crate::on_each_path!(
     small_messages_are_not_held_back,
 );
 
-const HOPS: [&str; 3] = ["multishot", "linked", "oneshot"];
+const HOPS: [&str; 6] = ["multishot", "linked", "oneshot", "wide", "splice", "hot"];
 
 fn bytes_of_every_size_cross_both_ways_at_once(path: DataPath) {
     let stage = Stage::new();
@@ -97,18 +97,18 @@ fn a_reset_is_passed_on_both_ways(path: DataPath) {
     for hop in HOPS {
         let recipe = Recipe::new(path, &[stage.at()]).listener(&format!("hop = \"{hop}\""));
         let proxy = recipe.start();
-        let pair = stage.open(proxy.at);
+        let pair = stage.open_and_greet(proxy.at);
         reset(pair.client);
         assert_eq!(read_all(&pair.backend), (vec![], End::Reset), "{hop}");
         proxy.expect_ended(EndReason::ClientReset, 1);
 
-        let pair = stage.open(proxy.at);
+        let pair = stage.open_and_greet(proxy.at);
         reset(pair.backend);
         assert_eq!(read_all(&pair.client), (vec![], End::Reset), "{hop}");
         proxy.expect_ended(EndReason::BackendReset, 1);
 
         // Also by one that had finished before.
-        let pair = stage.open(proxy.at);
+        let pair = stage.open_and_greet(proxy.at);
         finish(&pair.client);
         assert_eq!(read_all(&pair.backend), (vec![], End::Eof));
         reset(pair.backend);

@@ -208,6 +208,14 @@ impl Stage {
         let client = connect(through);
         Pair { client, backend: self.accept() }
     }
+
+    /// The same, when a byte has crossed: the proxy knows that the backend is there.
+    pub fn open_and_greet(&self, through: SocketAddr) -> Pair {
+        let mut pair = self.open(through);
+        pair.client.write_all(b"!").unwrap();
+        pair.backend.read_exact(&mut [0]).unwrap();
+        pair
+    }
 }
 
 /// A backend that takes no more connections and does not refuse them either: its queue is full.

@@ -6,7 +6,7 @@ use crate::config::Tcp;
 use crate::driver::pool::{BufferId, Pool};
 use crate::driver::{
     Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
-    Received, Side, Socket, Waker,
+    Received, Side, Socket, Stride, Waker,
 };
 use crate::time::Time;
 use std::cell::Cell;
@@ -316,10 +316,12 @@ impl<H: Harness> Driver for Liar<H> {
         source: Side,
         from: &Socket,
         to: &Socket,
-        tail_max: u32,
+        mut stride: Stride,
     ) -> Carried {
-        let tail_max = if self.lie == Lie::PassesTailMax { tail_max * 10 } else { tail_max };
-        let mut carried = self.inner().carry_wide(key, source, from, to, tail_max);
+        if self.lie == Lie::PassesTailMax {
+            stride.tail_max *= 10;
+        }
+        let mut carried = self.inner().carry_wide(key, source, from, to, stride);
         self.tail |= carried.tail.is_some();
         if self.lie == Lie::LosesTail
             && let Some((first, last)) = carried.tail.take()

@@ -12,7 +12,7 @@ use super::sys::{self, EventFd};
 use super::wide::Wide;
 use super::{
     Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
-    Received, Side, Socket, Waker,
+    Received, Side, Socket, Stride, Waker,
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
@@ -389,9 +389,9 @@ impl Driver for Epoll {
         source: Side,
         from: &Socket,
         to: &Socket,
-        tail_max: u32,
+        stride: Stride,
     ) -> Carried {
-        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool, tail_max);
+        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool, stride);
         let watch = self.watch(key, source);
         watch.readable = !seen.dry || watch.ended;
         carried

@@ -47,7 +47,7 @@ pub use world::{Shared, World};
 use super::pool::{BufferId, Pool};
 use super::{
     Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId,
-    Op as Asked, Received, Side, Socket, Wake, Waker,
+    Op as Asked, Received, Side, Socket, Stride, Wake, Waker,
 };
 use crate::config::Tcp;
 use crate::time::Time;
@@ -357,11 +357,11 @@ impl Driver for Sim {
         source: Side,
         from: &Socket,
         to: &Socket,
-        tail_max: u32,
+        stride: Stride,
     ) -> Carried {
         let from = self.owned("carry from", key, source, from);
         let to = self.owned("carry to", key, source.other(), to);
-        self.carry_straight(from, to, tail_max)
+        self.carry_straight(from, to, stride.tail_max)
     }
 
     fn cancel(&mut self, key: Key, op: Asked) {

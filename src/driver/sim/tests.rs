@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use super::*;
-use crate::driver::Received;
+use crate::driver::{Received, Way};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 const TCP: Tcp = Tcp {
@@ -439,7 +439,8 @@ fn a_caller_who_moves_straight_what_is_in_flight_is_told() {
             let backend = driver.socket(address(0), &TCP).unwrap();
             driver.attach(KEY, Side::Backend, &backend).unwrap();
             wrong(driver, &client, &backend);
-            driver.carry_wide(KEY, Side::Client, &client, &backend, 512);
+            let stride = Stride { tail_max: 512, by: Way::Buffer };
+            driver.carry_wide(KEY, Side::Client, &client, &backend, stride);
         })
     };
     let said = carried(&|driver, client, _| {

@@ -14,7 +14,7 @@ use super::sys::{self, EventFd, RawAddress};
 use super::wide::Wide;
 use super::{
     Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
-    Received, Side, Socket, Waker,
+    Received, Side, Socket, Stride, Waker,
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
@@ -387,9 +387,9 @@ impl Driver for Uring {
         _source: Side,
         from: &Socket,
         to: &Socket,
-        tail_max: u32,
+        stride: Stride,
     ) -> Carried {
-        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool, tail_max);
+        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool, stride);
         carried
     }
 

@@ -364,7 +364,7 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         notsent_lowat_bytes: None,
         congestion: None,
     };
-    let hops = [Hop::Auto, Hop::Multishot, Hop::Linked, Hop::Oneshot];
+    let hops = [Hop::Auto, Hop::Multishot, Hop::Linked, Hop::Oneshot, Hop::Wide, Hop::Hot];
     let listener = Listener {
         name: "orders".into(),
         bind: ([127, 0, 0, 1], 0).into(),
