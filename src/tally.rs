@@ -162,7 +162,7 @@ pub struct ShardTally {
     pub no_buffers: Count,
     /// Directions that wait for a buffer (gauge).
     pub starved: Count,
-    /// Bytes for slow readers that were moved out of the pool because it was low.
+    /// Bytes for slow readers that are out of the pool because it was low (gauge).
     pub spilled_bytes: Count,
     /// Sends that had to wait for the destination.
     pub sends_blocked: Count,

@@ -25,6 +25,8 @@ mod exhaustion;
 mod healthy;
 #[path = "hostile/island.rs"]
 mod island;
+#[path = "hostile/manager.rs"]
+mod manager;
 #[path = "hostile/matrix.rs"]
 mod matrix;
 #[path = "hostile/pauses.rs"]

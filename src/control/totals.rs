@@ -251,6 +251,7 @@ mod tests {
         route.ended[EndReason::Idle as usize].add(3);
         route.turn.record(1_000);
         tally.shard.begun.add(5);
+        tally.shard.spilled_bytes.add(8);
         board.reloads_applied.fetch_add(1, Relaxed);
         board.add_rollback(Fault::Watchdog, 0);
         board.rebalanced.fetch_add(3, Relaxed);
@@ -279,10 +280,9 @@ mod tests {
 
         third.stand_alone();
         let all = Totals::of(&third);
-        assert_eq!(
-            (all.shards[0].tally.accepted.get(), all.shards[0].tally.sessions.get()),
-            (20, 0)
-        );
+        let shard = &all.shards[0].tally;
+        assert_eq!((shard.accepted.get(), shard.sessions.get(), shard.begun.get()), (20, 0, 10));
+        assert_eq!(shard.spilled_bytes.get(), 0, "what is held now goes with its process");
         assert_eq!((all.routes[0].up_bytes.get(), all.routes[0].open.get()), (200, 0));
     }
 }

@@ -1,5 +1,6 @@
 //! A proxy as a process: Ringway on either data path, or another beside it, configured alike.
 
+use super::manager::Manager;
 use super::process;
 use std::fs;
 use std::io::{Read, Write};
@@ -72,6 +73,8 @@ pub(crate) struct Setup {
     pub(crate) lines: String,
     /// A program that starts it, such as `ip netns exec NAME`.
     pub(crate) by: Vec<String>,
+    /// A service manager keeps the listening sockets of Ringway, and passes them on when it starts it again.
+    pub(crate) is_kept: bool,
 }
 
 impl Setup {
@@ -87,6 +90,7 @@ impl Setup {
             buffers: 16_384,
             lines: String::new(),
             by: Vec::new(),
+            is_kept: false,
         }
     }
 }
@@ -98,6 +102,7 @@ pub(crate) struct Target {
     admin: SocketAddr,
     folder: PathBuf,
     words: Vec<String>,
+    manager: Option<Manager>,
     child: Child,
 }
 
@@ -125,9 +130,12 @@ impl Target {
         };
         let words: Vec<String> =
             setup.by.iter().cloned().chain(own.into_iter().map(str::to_owned)).collect();
-        let child = spawn(&words, &folder);
-        let mut target = Self { kind: setup.kind, orders, other, admin, folder, words, child };
+        let manager = setup.is_kept.then(|| Manager::new(&folder));
+        let child = spawn(&words, &folder, manager.as_ref());
+        let kind = setup.kind;
+        let mut target = Self { kind, orders, other, admin, folder, words, manager, child };
         target.await_ready();
+        target.manager.iter_mut().for_each(Manager::keep);
         target
     }
 
@@ -170,10 +178,13 @@ impl Target {
         None
     }
 
-    /// Starts it anew, as a supervisor does when it has died.
+    /// Starts it anew, as its service manager does when it has died.
     pub(crate) fn start_again(&mut self) {
         let _ = self.child.wait();
-        self.child = spawn(&self.words, &self.folder);
+        self.child = match &self.manager {
+            Some(manager) => manager.start(&self.words, &self.folder.join("log")),
+            None => spawn(&self.words, &self.folder, None),
+        };
     }
 
     /// Has it read its config again, as its own means are.
@@ -254,11 +265,12 @@ impl Drop for Target {
     }
 }
 
-fn spawn(words: &[String], folder: &Path) -> Child {
+fn spawn(words: &[String], folder: &Path, manager: Option<&Manager>) -> Child {
     let open = fs::OpenOptions::new().create(true).append(true).open(folder.join("log"));
     let log = open.expect("a log can be written");
     let mut command = Command::new(&words[0]);
     command.args(&words[1..]).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    manager.iter().for_each(|manager| manager.is_told_by(&mut command));
     command.spawn().unwrap_or_else(|e| panic!("{}: {e}", words[0]))
 }
 
