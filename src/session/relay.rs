@@ -455,6 +455,9 @@ impl Session {
 
     /// The other side took bytes of `source`.
     fn note_taken(&mut self, now: Time, source: Side, taken: u32) {
+        if taken == 0 {
+            return;
+        }
         self.dirs[source as usize].bytes += u64::from(taken);
         self.work = self.work.wrapping_add(1 + (taken >> 13));
         if let Some(route) = &self.route {
@@ -462,7 +465,7 @@ impl Session {
             bytes.add(u64::from(taken) << u32::from(sabotage::is(Mutation::CountedTwice)));
         }
         self.moved = now;
-        if source == Side::Client && taken > 0 && self.asked.is_none() {
+        if source == Side::Client && self.asked.is_none() {
             self.asked = Some(now);
         }
     }

@@ -32,14 +32,9 @@ enum State {
     Closing,
 }
 
-/// Clients that came while many did.
-#[derive(Default)]
-pub(super) struct Arrivals {
-    /// They wait for a turn, so that those who have sessions do not wait for all of them.
-    pub(super) waiting: VecDeque<(Socket, Arc<Snapshot>, u16)>,
-    /// How many sessions have begun in this turn.
-    begun: u32,
-}
+/// Clients that have come, with the config they live by and the listener's index in it. Few begin in a turn, so that
+/// those who have sessions do not wait for all of them.
+pub(super) type Arrivals = VecDeque<(Socket, Arc<Snapshot>, u16)>;
 
 impl<D: Driver> Shard<D> {
     pub(super) fn serve(&mut self, listener: ListenerId, name: Name, socket: Socket) {
@@ -176,35 +171,29 @@ impl<D: Driver> Shard<D> {
         self.driver.close(None, client);
     }
 
-    /// Takes a client in that counts as this shard's load already: at once, or in a later turn where many come.
+    /// Takes a client in that counts as this shard's load already: at the end of the turn, or of a later one where
+    /// many come.
     pub(super) fn adopt(&mut self, client: Socket, snapshot: Arc<Snapshot>, listener: u16) {
-        if self.arrivals.begun < limits::BEGINNINGS_PER_TURN_MAX && self.arrivals.waiting.is_empty()
-        {
-            self.arrivals.begun += 1;
-            return self.begin(client, snapshot, listener, None);
-        }
-        self.arrivals.waiting.push_back((client, snapshot, listener));
+        self.arrivals.push_back((client, snapshot, listener));
     }
 
-    /// Begins sessions of clients that had to wait for this turn. Those that have left meanwhile cost no backend.
+    /// Begins sessions of clients that have come. Those that have left already cost no backend.
     pub(super) fn admit(&mut self) {
+        let mut begun = 0;
         for _ in 0..limits::ARRIVALS_PER_TURN_MAX {
-            if self.arrivals.begun >= limits::BEGINNINGS_PER_TURN_MAX {
+            if begun == limits::BEGINNINGS_PER_TURN_MAX {
                 break;
             }
-            let Some((client, snapshot, listener)) = self.arrivals.waiting.pop_front() else {
-                break;
-            };
+            let Some((client, snapshot, listener)) = self.arrivals.pop_front() else { break };
             let left = self.driver.take_error(&client).is_err();
-            self.arrivals.begun += u32::from(!left);
+            begun += u32::from(!left);
             self.begin(client, snapshot, listener, left.then_some(EndReason::ClientLeft));
         }
-        self.arrivals.begun = 0;
     }
 
     /// Turns away who waits for a turn that will not come.
     pub(super) fn refuse_waiting(&mut self) {
-        for (client, ..) in std::mem::take(&mut self.arrivals.waiting) {
+        for (client, ..) in std::mem::take(&mut self.arrivals) {
             self.parts.load.sub();
             self.refuse(client);
         }

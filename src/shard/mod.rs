@@ -278,7 +278,7 @@ impl<D: Driver> Shard<D> {
             .into_iter()
             .flatten()
             .min();
-        let due = if self.arrivals.waiting.is_empty() { due } else { Some(self.now) };
+        let due = if self.arrivals.is_empty() { due } else { Some(self.now) };
         let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;
         let is_near = due.is_some_and(|due| due < latest) || !self.parts.ticked;
         (until, is_near.then_some(until))
