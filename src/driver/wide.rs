@@ -14,6 +14,8 @@ pub(in crate::driver) struct Wide {
     buffer: Vec<u8>,
     /// Made when a step first goes through it, and empty between steps.
     pipe: Option<Pipe>,
+    /// A step went through the pipe since it was last trimmed.
+    used: bool,
     /// Bytes that destinations took of the buffer.
     pub(in crate::driver) copied_bytes: u64,
     /// Bytes that destinations took of the pipe.
@@ -31,6 +33,13 @@ pub(in crate::driver) struct Seen {
 }
 
 impl Wide {
+    /// Closes the pipe where nothing went through it since the last call.
+    pub(in crate::driver) fn trim(&mut self) {
+        if !std::mem::take(&mut self.used) {
+            self.pipe = None;
+        }
+    }
+
     /// Receives from one socket and sends to the other.
     pub(in crate::driver) fn carry(
         &mut self,
@@ -60,6 +69,7 @@ impl Wide {
             self.copied_bytes += u64::from(carried.taken);
             return (carried, seen);
         };
+        self.used = true;
         let (carried, sound) = splice(pipe, &mut self.buffer, (from, to), pool, tail_max);
         self.spliced_bytes += u64::from(carried.taken);
         if !sound {

@@ -59,9 +59,11 @@ impl Dir {
         !self.armed && !self.sending && !self.connecting && !polled
     }
 
-    /// Whether nothing would hear that its source has gone: that has finished, or the destination keeps it waiting.
-    pub(super) fn is_deaf(&self) -> bool {
-        let hears = self.armed || self.polling || self.starved || self.watch != Watch::Off;
+    /// Whether nothing would hear that its source has gone: that has finished, or the destination keeps it waiting, and
+    /// with it a receive that is `linked` to its send.
+    pub(super) fn is_deaf(&self, linked: bool) -> bool {
+        let receives = self.armed && !(linked && self.sending);
+        let hears = receives || self.polling || self.starved || self.watch != Watch::Off;
         (self.sending || self.eof) && !hears
     }
 

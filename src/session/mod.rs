@@ -376,7 +376,8 @@ impl Session {
     }
 
     fn is_deaf(&self) -> bool {
-        self.dirs.iter().any(Dir::is_deaf) && !sabotage::is(Mutation::DeafWhilePaused)
+        let linked = self.shape == Shape::Linked;
+        self.dirs.iter().any(|dir| dir.is_deaf(linked)) && !sabotage::is(Mutation::DeafWhilePaused)
     }
 
     /// Does what is due while it relays.
@@ -389,7 +390,7 @@ impl Session {
             self.guard(step);
         }
         for side in Side::BOTH {
-            if self.dirs[side as usize].is_deaf() {
+            if self.dirs[side as usize].is_deaf(self.shape == Shape::Linked) {
                 self.watch(step, side);
             }
         }
@@ -510,11 +511,12 @@ impl Session {
         }
         let dir = &mut self.dirs[side as usize];
         dir.watch = Watch::Off;
+        let deaf = dir.is_deaf(self.shape == Shape::Linked);
         self.retime = true;
         match self.stage {
             Stage::Opening(_) if result.is_ok() => self.end(step, EndReason::ClientLeft),
             // What is received from is heard by that.
-            Stage::Relaying if result.is_ok() && dir.is_deaf() => self.on_gone(step, side),
+            Stage::Relaying if result.is_ok() && deaf => self.on_gone(step, side),
             Stage::Relaying => self.arm(step, side),
             Stage::Opening(_) | Stage::Settling { .. } | Stage::Ending { .. } => {}
         }

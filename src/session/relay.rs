@@ -344,6 +344,7 @@ impl Session {
             && !self.hot
         {
             (dir.sending, dir.armed) = (true, true);
+            self.retime = true;
             step.driver.send_then_recv(step.key, side.other(), to, buffer, source);
             return;
         }

@@ -268,6 +268,11 @@ impl Driver for Epoll {
         &mut self.pool
     }
 
+    fn trim(&mut self) {
+        self.pool.trim();
+        self.wide.trim();
+    }
+
     fn counters(&self) -> Counters {
         let Wide { copied_bytes, spliced_bytes, .. } = self.wide;
         let cpu_ns = sys::thread_cpu_ns();

@@ -277,6 +277,7 @@ impl Driver for Uring {
     fn trim(&mut self) {
         self.pool.trim();
         self.window.trim(&mut self.pool);
+        self.wide.trim();
     }
 
     fn counters(&self) -> Counters {
