@@ -61,8 +61,9 @@ const LATE_MS: u64 = 300;
 const TURN_MS: u64 = 3 * (limits::SLEEP_MS_MAX + limits::FREEZE_MS);
 /// How long bytes may lie in a world that has healed.
 const STARVED_MS: u64 = 20_000;
-/// How long a shard may be without a buffer while directions wait for one.
-const NO_BUFFERS_MS: u64 = 2000;
+/// How long a shard may be without a buffer while directions wait for one: a cancelled send may take three seconds to
+/// end.
+const NO_BUFFERS_MS: u64 = 5000;
 /// How long a reset may go unheard by shards that are not stopped.
 const UNHEARD_MS: u64 = 10_000;
 
