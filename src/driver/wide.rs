@@ -5,7 +5,7 @@
 
 use super::pipe::Pipe;
 use super::pool::{BufferId, Pool};
-use super::{Carried, Errno, Received, Stride, Way, sys};
+use super::{Carried, Counters, Errno, Received, Stride, Way, sys};
 use crate::config::limits;
 
 /// The large buffer of one driver. It takes memory when it is first used.
@@ -17,9 +17,9 @@ pub(in crate::driver) struct Wide {
     /// A step went through the pipe since it was last trimmed.
     used: bool,
     /// Bytes that destinations took of the buffer.
-    pub(in crate::driver) copied_bytes: u64,
+    copied_bytes: u64,
     /// Bytes that destinations took of the pipe.
-    pub(in crate::driver) spliced_bytes: u64,
+    spliced_bytes: u64,
 }
 
 /// A step that moved nothing.
@@ -33,6 +33,12 @@ pub(in crate::driver) struct Seen {
 }
 
 impl Wide {
+    /// What was counted, with the bytes it moved and the CPU time of this thread.
+    pub(in crate::driver) fn counted(&self, counters: Counters) -> Counters {
+        let Self { copied_bytes, spliced_bytes, .. } = *self;
+        Counters { cpu_ns: sys::thread_cpu_ns(), copied_bytes, spliced_bytes, ..counters }
+    }
+
     /// Closes the pipe where nothing went through it since the last call.
     pub(in crate::driver) fn trim(&mut self) {
         if !std::mem::take(&mut self.used) {

@@ -5,7 +5,7 @@
 
 use super::rotation::{Position, Rotation};
 use super::split::Split;
-use crate::config::{Config, Listener, Name, Percent, Pool};
+use crate::config::{Backend, Config, Listener, Name, Percent, Pool};
 use crate::event::Arm;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -161,6 +161,13 @@ impl Snapshot {
     #[must_use]
     pub fn pool(&self, index: usize) -> &Pool {
         &self.config.pools[index]
+    }
+
+    /// A backend, and the pool it is in.
+    #[must_use]
+    pub fn backend(&self, at: BackendIndex) -> (&Pool, &Backend) {
+        let pool = self.pool(usize::from(at.pool));
+        (pool, &pool.backends[usize::from(at.backend)])
     }
 
     /// The same config with another canary percent. `None` where there is no such listener or it has no canary pool.

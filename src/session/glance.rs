@@ -10,8 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Where a session stands, as operators see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// It looks for its backend.
     Opening,
@@ -42,6 +41,12 @@ impl State {
             Self::Moving => "moving",
             Self::Ending => "ending",
         }
+    }
+}
+
+impl Serialize for State {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(self.label())
     }
 }
 
@@ -93,8 +98,8 @@ impl Session {
     /// What can be seen of it. Asks the driver for the client's address where it is not known.
     pub fn glance<D: Driver>(&self, now: Time, driver: &D) -> Glance {
         let chosen = self.backend.map(|at| {
-            let pool = self.snapshot.pool(usize::from(at.pool));
-            (Arc::clone(&pool.name), Arc::clone(&pool.backends[usize::from(at.backend)].name))
+            let (pool, backend) = self.snapshot.backend(at);
+            (Arc::clone(&pool.name), Arc::clone(&backend.name))
         });
         let (pool, backend) = chosen.unzip();
         let ask = || driver.client_address(self.ends[Side::Client as usize].as_ref()?).ok();

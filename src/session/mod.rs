@@ -119,37 +119,28 @@ pub struct Birth {
 }
 
 impl Session {
-    /// A session that begins to look for its backend.
-    pub fn begin<D: Driver>(step: &mut Step<'_, D>, birth: Birth) -> Self {
+    /// A session that begins to look for its backend, or one that is `over` before it began.
+    pub fn begin<D: Driver>(step: &mut Step<'_, D>, birth: Birth, over: Option<EndReason>) -> Self {
         let (arm, pool) = birth.snapshot.assign(usize::from(birth.listener));
-        let attached = step.driver.attach(step.key, Side::Client, &birth.client);
+        let over = over.or_else(|| {
+            let attached = step.driver.attach(step.key, Side::Client, &birth.client);
+            attached.err().map(|_| EndReason::NoDescriptors)
+        });
         let logged = birth.snapshot.config.log.session_every > 0;
         let address = logged.then(|| step.driver.client_address(&birth.client).ok().map(Box::new));
         let mut session = Self::unborn(step, birth, arm);
         session.client = address.flatten();
         session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
-        match attached {
-            Ok(()) => session.go_on_opening(step, None),
-            Err(_) => session.end_unattached(step, EndReason::NoDescriptors),
-        }
-        session
-    }
-
-    /// A session that is over before it began.
-    pub fn stillborn<D: Driver>(step: &mut Step<'_, D>, birth: Birth, why: EndReason) -> Self {
-        let (arm, pool) = birth.snapshot.assign(usize::from(birth.listener));
-        let mut session = Self::unborn(step, birth, arm);
-        session.stage = Stage::Opening(Box::new(Opening::new(Arc::clone(&session.snapshot), pool)));
-        session.end_unattached(step, why);
-        session
-    }
-
-    /// Ends it when the driver does not know the client's socket as this session's.
-    fn end_unattached<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) {
-        self.end(step, why);
-        if let Some(client) = self.ends[Side::Client as usize].take() {
+        let Some(why) = over else {
+            session.go_on_opening(step, None);
+            return session;
+        };
+        session.end(step, why);
+        if let Some(client) = session.ends[Side::Client as usize].take() {
+            // The driver does not know it as this session's.
             step.driver.close(None, client);
         }
+        session
     }
 
     /// A session of which nothing is known yet but its birth.
@@ -320,8 +311,7 @@ impl Session {
             return None;
         }
         let backend = self.backend.map(|at| {
-            let pool = self.snapshot.pool(usize::from(at.pool));
-            let backend = &pool.backends[usize::from(at.backend)];
+            let (pool, backend) = self.snapshot.backend(at);
             (Arc::clone(&pool.name), Arc::clone(&backend.name), backend.address)
         });
         Some(Ended {
@@ -447,8 +437,7 @@ impl Session {
         at: BackendIndex,
     ) -> Result<(), Errno> {
         self.backend = Some(at);
-        let address =
-            self.snapshot.pool(usize::from(at.pool)).backends[usize::from(at.backend)].address;
+        let address = self.snapshot.backend(at).1.address;
         let socket = step.driver.socket(address, &self.listener().tcp)?;
         if let Err(e) = step.driver.attach(step.key, Side::Backend, &socket) {
             step.driver.close(None, socket);

@@ -120,13 +120,8 @@ impl Session {
         dir.sending = false;
         let taken = result.unwrap_or(0);
         if matches!(self.stage, Stage::Ending { .. }) {
-            dir.bytes += u64::from(taken);
             dir.discard(step.driver.pool());
-            if let Some(route) = &self.route {
-                let bytes = if side == Side::Backend { &route.up_bytes } else { &route.down_bytes };
-                bytes.add(u64::from(taken));
-            }
-            return;
+            return self.note_taken(step.now, source, taken);
         }
         let (cut, spills) = (std::mem::take(&mut dir.cut), std::mem::take(&mut dir.spills));
         dir.lingers = false;
@@ -275,7 +270,9 @@ impl Session {
         let moved = carried.taken + dir.queued;
         let small = moved < step.driver.pool().buffer_bytes();
         dir.streak = if small { dir.streak + 1 } else { 0 };
-        if dir.streak >= limits::WIDE_UNTIL && self.hop == Hop::Auto {
+        // Where a wide step finds no buffers for a tail, a receive of the usual size may still find one.
+        let bare = carried.source == Some(Received::Failed(Errno::NO_BUFFERS));
+        if bare || dir.streak >= limits::WIDE_UNTIL && self.hop == Hop::Auto {
             (dir.wide, dir.streak) = (false, 0);
         }
         if moved > 0 {
@@ -286,11 +283,6 @@ impl Session {
             return self.failed(step, source.other(), e);
         }
         self.send_next(step, source);
-        if carried.source == Some(Received::Failed(Errno::NO_BUFFERS)) {
-            // A receive of the usual size may still find one.
-            let dir = &mut self.dirs[source as usize];
-            (dir.wide, dir.streak) = (false, 0);
-        }
         match carried.source {
             Some(what) => self.on_received(step, source, what, false),
             None => self.arm(step, source),

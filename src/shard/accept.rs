@@ -221,10 +221,7 @@ impl<D: Driver> Shard<D> {
         self.parts.tally.shard.sessions.add(1);
         self.parts.tally.shard.begun.add(1);
         let birth = Birth { client, snapshot, listener, id };
-        let session = match over {
-            None => Session::begin(&mut self.step_of(key), birth),
-            Some(why) => Session::stillborn(&mut self.step_of(key), birth, why),
-        };
+        let session = Session::begin(&mut self.step_of(key), birth, over);
         self.sessions.put(key, session);
         self.settle_in(key);
     }

@@ -274,9 +274,7 @@ impl Driver for Epoll {
     }
 
     fn counters(&self) -> Counters {
-        let Wide { copied_bytes, spliced_bytes, .. } = self.wide;
-        let cpu_ns = sys::thread_cpu_ns();
-        Counters { cpu_ns, copied_bytes, spliced_bytes, ..self.counters }
+        self.wide.counted(self.counters)
     }
 
     fn waker(&self) -> Waker {

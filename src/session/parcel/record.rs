@@ -15,8 +15,8 @@ impl Parcel {
     pub fn record(&self) -> Option<SessionRecord> {
         let config = &self.snapshot.config;
         let backend = self.backend.map(|at| {
-            let pool = self.snapshot.pool(usize::from(at.pool));
-            (pool.name.to_string(), pool.backends[usize::from(at.backend)].name.to_string())
+            let (pool, backend) = self.snapshot.backend(at);
+            (pool.name.to_string(), backend.name.to_string())
         });
         let half =
             |half: &Half| HalfRecord::new(half.bytes, half.eof, half.finished, half.tail.clone());
