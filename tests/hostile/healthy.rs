@@ -3,7 +3,8 @@
 use super::backend::{read, write};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,6 +33,10 @@ pub(crate) struct Figures {
 
 struct Shared {
     stop: AtomicBool,
+    /// They are to say nothing for a while.
+    hushed: AtomicBool,
+    /// How many wait for an answer.
+    waiting: AtomicU64,
     began: Instant,
     connected: AtomicU64,
     harmed: AtomicU64,
@@ -57,6 +62,8 @@ impl Healthy {
     pub(crate) fn start(to: SocketAddr, sessions: usize) -> Self {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
+            hushed: AtomicBool::new(false),
+            waiting: AtomicU64::new(0),
             began: Instant::now(),
             connected: AtomicU64::new(0),
             harmed: AtomicU64::new(0),
@@ -87,6 +94,22 @@ impl Healthy {
         for count in &self.shared.spread {
             count.store(0, Relaxed);
         }
+    }
+
+    /// Has them say nothing until further notice, and waits for the answers that are due: nothing of theirs is on its
+    /// way then.
+    pub(crate) fn hush(&self) {
+        self.shared.hushed.store(true, SeqCst);
+        while self.shared.waiting.load(SeqCst) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Has them go on, and begins all times anew.
+    pub(crate) fn go_on(&self) {
+        self.shared.last.store(self.shared.began.elapsed().as_micros() as u64, Relaxed);
+        self.forget();
+        self.shared.hushed.store(false, SeqCst);
     }
 
     /// The longest time without any answer since the times were begun.
@@ -209,8 +232,12 @@ async fn one(to: SocketAddr, number: u64, shared: &Shared, alive: &mut Alive) ->
     let mut answer = [0_u8; MESSAGE];
     for turn in 0_u64.. {
         ticks.tick().await;
+        let _waiting = Waiting::new(&shared.waiting);
         if shared.stop.load(Relaxed) {
             return Ok(());
+        }
+        if shared.hushed.load(SeqCst) {
+            continue;
         }
         for (i, word) in message.chunks_exact_mut(8).enumerate() {
             let value = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (turn << 8) ^ i as u64;
@@ -234,6 +261,22 @@ async fn one(to: SocketAddr, number: u64, shared: &Shared, alive: &mut Alive) ->
         }
     }
     Ok(())
+}
+
+/// One more that waits for an answer, until it is dropped.
+struct Waiting<'a>(&'a AtomicU64);
+
+impl<'a> Waiting<'a> {
+    fn new(all: &'a AtomicU64) -> Self {
+        all.fetch_add(1, SeqCst);
+        Self(all)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 async fn exchange(stream: &TcpStream, message: &[u8], answer: &mut [u8]) -> io::Result<()> {

@@ -41,7 +41,7 @@ struct Seen {
 }
 
 #[test]
-#[ignore = "takes RINGWAY_SOAK_SECS (60) on each data path"]
+#[ignore = "takes RINGWAY_SOAK_SECS (60) on each data path: cargo test --release --test hostile -- --ignored soak"]
 fn soak() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = variable("RINGWAY_SOAK_SECS").unwrap_or(60);
@@ -93,9 +93,12 @@ fn soak_on(kind: Kind, time: Duration, seed: u64) {
     });
     let (gap, fault) = (healthy.gap(), healthy.fault());
     let figures = healthy.stop();
-    await_calm(&target);
+    let mut left = left_over(&target, descriptors, buffers, warm);
+    until(PATIENCE, || {
+        left = left_over(&target, descriptors, buffers, warm);
+        left.iter().all(|l| l.1 == 0)
+    });
     let now = process::descriptor_kinds(target.pid());
-    let left = left_over(&target, descriptors, buffers, warm);
     let [flips, reloads, restarts, pauses, path_reloads] = faults;
     println!(
         "soak {} sessions {} bytes {} corrupt {} unexplained {}; healthy {} harmed {} lost {} B gap {gap:.1?}; {flips} \

@@ -81,6 +81,8 @@ const SLACK_BYTES: u64 = 12 * MIB;
 const WINDOW_BYTES: u64 = limits::WINDOW_MAX as u64 * limits::BUFFER_BYTES_DEFAULT as u64;
 /// Memory of a session beside the bytes it holds.
 pub(crate) const SESSION_BYTES: u64 = 4096;
+/// How old a gauge of the metrics can be.
+const GAUGES_AFTER: Duration = Duration::from_millis(1200);
 /// What one direction may hold, by default of `limits.high_water_bytes`.
 pub(crate) const DIRECTION_BYTES: u64 = 64 * 1024;
 
@@ -120,9 +122,11 @@ impl Stage {
         change(&mut setup);
         let target = Target::start(&setup);
         let healthy = Healthy::start(target.orders, 100);
-        // Its gauges are set once a second; by then the healthy sessions have their socket options too.
+        // By then the healthy sessions have their socket options too.
         std::thread::sleep(Duration::from_millis(1200));
-        healthy.forget();
+        // What they say lies in buffers on its way: nothing is counted while they speak.
+        healthy.hush();
+        std::thread::sleep(GAUGES_AFTER);
         let pid = target.pid();
         process::forget_peak(pid);
         let idle = Idle {
@@ -130,6 +134,7 @@ impl Stage {
             buffers_free: target.metric("ringway_buffers_free", ""),
             resident: process::status_bytes(pid, "VmRSS"),
         };
+        healthy.go_on();
         Self { name, target, other, healthy, _echo: echo, idle }
     }
 
@@ -146,8 +151,9 @@ impl Stage {
     pub(crate) fn finish(self, offered: usize, held: u64, note: &str) -> Figures {
         let (name, pid) = (self.name, self.target.pid());
         let recovered = self.served_after();
-        let (home, leaked) = self.come_home();
         let (gap, late) = (self.healthy.gap(), self.healthy.late());
+        self.healthy.hush();
+        let (home, leaked) = self.come_home();
         let fault = self.healthy.fault();
         let figures = self.healthy.stop();
         let peak = process::status_bytes(pid, "VmHWM");
@@ -193,7 +199,6 @@ impl Stage {
                 self.target.metrics(["ringway_buffers_free", "ringway_shard_sessions"]);
             let leaked = [
                 descriptors as i64 - self.idle.descriptors as i64,
-                // A healthy session's message may lie in a buffer at the moment of the look.
                 (self.idle.buffers_free as i64 - free as i64).max(0),
             ];
             let alone = sessions <= 100 - self.healthy.harmed() as u64;
