@@ -126,16 +126,29 @@ fn seconds() -> u64 {
     std::env::var("RINGWAY_SHOW_S").ok().and_then(|text| text.parse().ok()).unwrap_or(120)
 }
 
-/// Mixed load for as long as a show lasts, during which something happens each second.
-fn show(what: &str, proxy: &Proxy, backend: &load::Far, mut each_second: impl FnMut(u64)) {
-    const SESSIONS: u64 = 200;
-    let load = Mixed::start(proxy.at, SESSIONS, backend);
+/// Sessions of mixed messages, and whether they move bulk without a pause.
+type Load = (u64, bool);
+
+const MIXED: Load = (200, false);
+/// Each keeps several megabytes on their way all the time.
+const BULK: Load = (16, true);
+
+/// Load for as long as a show lasts, during which something happens each second.
+fn show(
+    what: &str,
+    load: Load,
+    proxy: &Proxy,
+    backend: &load::Far,
+    mut each_second: impl FnMut(u64),
+) {
+    let sessions = load.0;
+    let load = Mixed::start(proxy.at, load, backend);
     let began = Instant::now();
     for second in 1..=seconds() {
         each_second(second);
         let next = Duration::from_secs(second);
         std::thread::sleep(next.saturating_sub(began.elapsed()));
-        assert_eq!(proxy.running().board().sessions(), SESSIONS, "{:?}", proxy.reasons());
+        assert_eq!(proxy.running().board().sessions(), sessions, "{:?}", proxy.reasons());
     }
     let (messages, bytes) = load.stop();
     let board = proxy.running().board();
@@ -144,16 +157,16 @@ fn show(what: &str, proxy: &Proxy, backend: &load::Far, mut each_second: impl Fn
     };
     let (moved, failed) = (sum(|t| t.moves_in.get()), sum(|t| t.moves_failed.get()));
     println!(
-        "{what}: {} s, {SESSIONS} sessions, {messages} messages, {} MB, {moved} moves, {failed} given up, pause p50 \
+        "{what}: {} s, {sessions} sessions, {messages} messages, {} MB, {moved} moves, {failed} given up, pause p50 \
          <= {:?}, p99 <= {:?}",
         began.elapsed().as_secs(),
         bytes / 1_000_000,
         pause_at(proxy, 0.5),
         pause_at(proxy, 0.99)
     );
-    assert!(moved > SESSIONS * seconds() / 2, "{moved} moves");
+    assert!(moved > sessions * seconds() / 2, "{moved} moves");
     proxy.expect_empty();
-    assert_eq!(proxy.ended(EndReason::Finished), SESSIONS, "{:?}", proxy.reasons());
+    assert_eq!(proxy.ended(EndReason::Finished), sessions, "{:?}", proxy.reasons());
 }
 
 /// The upper bound of the bucket this part of all pauses lies in.
@@ -178,13 +191,24 @@ fn pause_at(proxy: &Proxy, part: f64) -> Option<Duration> {
 #[test]
 #[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
 fn the_data_path_flips_each_second_and_nobody_notices() {
+    flips("flips of the data path", MIXED, "auto");
+}
+
+#[test]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+fn the_data_path_flips_each_second_under_spliced_bulk_and_nobody_notices() {
+    flips("flips of the data path under spliced bulk", BULK, "splice");
+}
+
+fn flips(what: &str, load: Load, hop: &str) {
     if !has_uring() {
         return;
     }
     let backend = load::Far::start();
     let recipe = Recipe::new(DataPath::Uring, &[backend.at]).shards(2);
+    let recipe = recipe.listener(&format!("hop = \"{hop}\""));
     let proxy = recipe.more("[timeouts]\nhalf_closed_ms = 0").start();
-    show("flips of the data path", &proxy, &backend, |second| {
+    show(what, load, &proxy, &backend, |second| {
         let path = [DataPath::Uring, DataPath::Epoll][(second % 2) as usize];
         loop {
             match proxy.order(Order::whole_path(path, Some(true))) {
@@ -199,11 +223,22 @@ fn the_data_path_flips_each_second_and_nobody_notices() {
 #[test]
 #[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
 fn all_sessions_change_their_shard_each_second_and_nobody_notices() {
+    moves("moves between shards", MIXED, "auto");
+}
+
+#[test]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+fn all_spliced_bulk_changes_its_shard_each_second_and_nobody_notices() {
+    moves("moves of spliced bulk between shards", BULK, "splice");
+}
+
+fn moves(what: &str, load: Load, hop: &str) {
     let path = if has_uring() { DataPath::Uring } else { DataPath::Epoll };
     let backend = load::Far::start();
     let recipe = Recipe::new(path, &[backend.at]).shards(2);
+    let recipe = recipe.listener(&format!("hop = \"{hop}\""));
     let proxy = recipe.more("[timeouts]\nhalf_closed_ms = 0").start();
-    show("moves between shards", &proxy, &backend, |_| {
+    show(what, load, &proxy, &backend, |_| {
         let listed = proxy.order(Order::Sessions { shard: None, from: 0, slots: 1000 });
         let Answer::Sessions { shards, next: None } = listed else { panic!("{listed:?}") };
         for shard in shards {

@@ -26,13 +26,29 @@ const PAUSE_MS: u64 = 250;
 /// How long an end waits for the other: longer than any pause of a move.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The message of this session and turn: 1 B to 1 MiB, each magnitude as often as the others.
-fn message(seed: u64, turn: u64) -> Vec<u8> {
+/// Set in the seed of a session that has no pauses and says messages of 1 MiB alone.
+const BULKY: u64 = 1 << 20;
+
+/// How long the message of this session and turn is: 1 B to 1 MiB, each magnitude as often as the others.
+fn len_of(seed: u64, turn: u64) -> usize {
+    if seed & BULKY != 0 {
+        return 1 << 20;
+    }
     let bits = noise(seed << 32 | turn | 1 << 31, 16);
     let magnitude = u32::from(bits[0]) % 21;
     let within = u64::from_le_bytes(bits[8..].try_into().unwrap());
     let len = (1 << magnitude) + within % (1 << magnitude);
-    noise(seed << 32 | turn, usize::try_from(len).unwrap().min(1 << 20))
+    usize::try_from(len).unwrap().min(1 << 20)
+}
+
+fn message(seed: u64, turn: u64) -> Vec<u8> {
+    noise(seed << 32 | turn, len_of(seed, turn))
+}
+
+fn rest(seed: u64) {
+    if seed & BULKY == 0 {
+        std::thread::sleep(Duration::from_millis(PAUSE_MS));
+    }
 }
 
 /// The backend of all kinds.
@@ -93,7 +109,7 @@ fn say_all(mut stream: &TcpStream, seed: u64, stop: &AtomicBool) -> Result<(u64,
         stream.write_all(&message).map_err(|e| format!("{seed} says {turn}: {e}"))?;
         turn += 1;
         bytes += message.len() as u64;
-        std::thread::sleep(Duration::from_millis(PAUSE_MS));
+        rest(seed);
     }
     finish(stream);
     Ok((turn, bytes))
@@ -131,8 +147,8 @@ pub struct Mixed {
 }
 
 impl Mixed {
-    /// `count` sessions, a quarter of them finished by one end.
-    pub fn start(through: SocketAddr, count: u64, far: &Far) -> Self {
+    /// `count` sessions, a quarter of them finished by one end. `bulky`: they move bytes without a pause.
+    pub fn start(through: SocketAddr, (count, bulky): (u64, bool), far: &Far) -> Self {
         let open = |number: u64| {
             let kind = match number % 8 {
                 3 => Kind::Down,
@@ -145,7 +161,7 @@ impl Mixed {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             stream.set_write_timeout(Some(PATIENCE)).unwrap();
             let client = std::thread::Builder::new().stack_size(128 << 10);
-            let seed = number + 1;
+            let seed = number + 1 + if bulky { BULKY } else { 0 };
             client.spawn(move || run(stream, kind, seed, &stop)).expect("a thread")
         };
         let clients = (0..count).map(open).collect();
@@ -195,7 +211,7 @@ fn run(stream: TcpStream, kind: Kind, seed: u64, stop: &AtomicBool) -> Result<Di
         Kind::Down => {
             finish(&stream);
             let turns = hear_all(&stream, seed)?;
-            let bytes = (0..turns).map(|turn| message(seed, turn).len() as u64).sum();
+            let bytes = (0..turns).map(|turn| len_of(seed, turn) as u64).sum();
             Ok((kind, turns, bytes))
         }
         Kind::Up => say_all(&stream, seed, stop).map(|(turns, bytes)| (kind, turns, bytes)),
@@ -220,7 +236,7 @@ fn echo_all(stream: &TcpStream, seed: u64, stop: &AtomicBool) -> Result<(u64, u6
         }
         turn += 1;
         bytes += 2 * sent.len() as u64;
-        std::thread::sleep(Duration::from_millis(PAUSE_MS));
+        rest(seed);
     }
     finish(stream);
     let mut from = stream;

@@ -148,6 +148,56 @@ fn a_second_upgrade_at_the_same_time_is_refused(path: DataPath) {
     expect_unharmed(line, 2.0);
 }
 
+/// Ten of each kind in a row, under load.
+fn ten_of_each(path: DataPath) {
+    let backend = Backend::echo();
+    let line = line(path, &backend);
+    let live = Live::start(line.at, 100, 5);
+    let stream = Stream::start(line.at, 200);
+    let good = std::fs::read_to_string(&line.config).unwrap();
+    let bad = good.replace("stable = \"v1\"", "stable = \"v9\"");
+    for _ in 0..10 {
+        std::fs::write(&line.config, &bad).unwrap();
+        refused(&line.ask(), "listeners.orders.stable");
+        std::fs::write(&line.config, &good).unwrap();
+
+        line.install("exit 3");
+        refused(&line.ask(), "exit status: 3");
+
+        install(&line, "killed_with_a_batch");
+        let ran = line.ask();
+        assert_eq!(ran.code, Some(0), "it failed after the answer: {ran:?}");
+        until(10_000, "the first answers again", || line.status().is_some());
+
+        let head = r"RWHO\007\000\000\000\002\000\000\000\000\000\000\000{}";
+        line.install(&format!("printf '{head}' >&0; exec sleep 20"));
+        refused(&line.ask(), "version 7 of the hand-over, this process version 1");
+    }
+    let said = line.process.said();
+    assert_eq!(said.matches("lost=[").count(), said.matches("lost=[]").count(), "{said}");
+    let (echoes, new) = (live.stop(), stream.stop());
+    println!(
+        "{}: forty failed upgrades: {echoes} messages of 100 sessions checked, none lost; {new} new connections, none \
+         refused",
+        path.label()
+    );
+    expect_unharmed(line, 40.0);
+}
+
+#[test]
+#[ignore = "takes a minute: cargo test --test upgrade -- --ignored --nocapture --test-threads=1 ten"]
+fn ten_failing_upgrades_of_each_kind_on_uring() {
+    if crate::world::has_uring() {
+        ten_of_each(DataPath::Uring);
+    }
+}
+
+#[test]
+#[ignore = "takes a minute: cargo test --test upgrade -- --ignored --nocapture --test-threads=1 ten"]
+fn ten_failing_upgrades_of_each_kind_on_epoll() {
+    ten_of_each(DataPath::Epoll);
+}
+
 /// What a new binary that is broken does.
 #[test]
 #[ignore = "no test: it stands in for a new binary, in a process that other tests start"]

@@ -162,7 +162,7 @@ impl Uring {
     fn decode(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let (result, flags) = (entry.result(), entry.flags());
         let more = cqueue::more(flags);
-        let number = u32::try_from(result).map_err(|_| Errno(-result));
+        let number = number_of(result);
         Some(match Token::decode(entry.user_data())? {
             Token::Wake => {
                 self.arm_wake();
@@ -469,6 +469,18 @@ impl Drop for Uring {
 }
 
 /// A ring, as large as locked memory allows.
+/// What a completion's result says.
+///
+/// A send for which the kernel says again and again that there is room, and then finds none, goes on in a worker thread
+/// of the kernel. Cancelled there it ends with EINTR (io_uring_prep_cancel(3), of EALREADY: "interrupted due to the
+/// cancelation"), having sent nothing.
+fn number_of(result: i32) -> Result<u32, Errno> {
+    u32::try_from(result).map_err(|_| match -result {
+        libc::EINTR => Errno::CANCELED,
+        error => Errno(error),
+    })
+}
+
 fn build_ring() -> io::Result<IoUring> {
     let mut entries = limits::SQ_ENTRIES;
     let mut no_array = true;
@@ -515,6 +527,13 @@ mod tests {
     }
 
     contract_tests!(Loopback<Uring>);
+
+    #[test]
+    fn what_a_cancel_interrupted_was_cancelled() {
+        assert_eq!(number_of(-libc::EINTR), Err(Errno::CANCELED));
+        assert_eq!(number_of(-libc::ECONNRESET), Err(Errno::RESET));
+        assert_eq!(number_of(7), Ok(7));
+    }
 
     /// The ring's descriptor is made to name something that is no ring, as far as the kernel can tell.
     #[test]
