@@ -127,7 +127,7 @@ pub const CLOSE_AFTER_MS: u64 = 50;
 pub const CUT_MS_MAX: u64 = 3000;
 /// How long a listener rests after accept failed for want of descriptors or memory.
 pub const ACCEPT_REST_MS: u64 = 100;
-/// How long it rests where clients were refused in the same turn: their descriptors are about to come free.
+/// How long it rests where clients are being refused: their descriptors are about to come free.
 pub const REFUSED_REST_MS: u64 = 1;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
 pub const ENDING_MS_MAX: u64 = 1000;

@@ -93,11 +93,10 @@ impl<D: Driver> Shard<D> {
             return self.forget_gate(at);
         }
         match error {
-            // Asking again at once would fail again at once, unless the descriptors are those of clients just refused.
+            // Asking again at once would fail again at once, unless clients are being refused.
             Some(e) if e.is_exhaustion() => {
-                let just_refused = self.refused_at == Some(self.now);
-                let rest_ms =
-                    if just_refused { limits::REFUSED_REST_MS } else { limits::ACCEPT_REST_MS };
+                let soon = self.refused_at == Some(self.now) || !self.arrivals.is_empty();
+                let rest_ms = if soon { limits::REFUSED_REST_MS } else { limits::ACCEPT_REST_MS };
                 gate.state = State::Resting(self.now.plus_ms(rest_ms));
                 (self.parts.report)(Report::AcceptFailed(gate.listener, e));
             }
