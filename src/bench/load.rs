@@ -84,7 +84,6 @@ struct Seat {
 /// The load and the echo backend.
 pub(super) struct Load {
     driver: Box<dyn Driver>,
-    tcp: Tcp,
     listener: TcpListener,
     arm: Arm,
     lines: Vec<Line>,
@@ -107,16 +106,7 @@ impl Load {
         let failed = |e| format!("the load could not start: {e}");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        let tcp = Tcp {
-            nodelay: true,
-            keepalive: None,
-            user_timeout_ms: None,
-            send_buffer_bytes: None,
-            receive_buffer_bytes: None,
-            notsent_lowat_bytes: None,
-            congestion: None,
-        };
-        sys::set_options(&listener, &tcp).map_err(|e| failed(e.into()))?;
+        sys::set_options(&listener, &Tcp::PLAIN).map_err(|e| failed(e.into()))?;
         let mut driver = pick::start(kind, BUFFERS, BUFFER_BYTES, credit).map_err(failed)?;
         let mut filled = |bytes: u32| {
             let buffer = driver.pool().take().expect("a new pool has more than two");
@@ -128,7 +118,6 @@ impl Load {
         let arm = if driver.counts_credit() { Arm::Multi(CREDIT_BYTES) } else { Arm::Once };
         Ok(Self {
             driver,
-            tcp,
             listener,
             arm,
             lines: Vec::new(),
@@ -245,7 +234,7 @@ impl Load {
     /// No socket, or no port, is left.
     pub(super) fn connect(&mut self, seat: usize, once: bool) -> Result<(), String> {
         let at = self.seats[seat].at;
-        let socket = self.driver.socket(at, &self.tcp).map_err(|e| format!("no socket: {e}"))?;
+        let socket = self.driver.socket(at, &Tcp::PLAIN).map_err(|e| format!("no socket: {e}"))?;
         let slot = self.open(Role::Client { seat, once }, socket)?;
         self.seats[seat].slot = slot;
         let (key, _) = self.name(slot);

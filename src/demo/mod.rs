@@ -230,15 +230,7 @@ fn listener(bind: SocketAddr) -> Listener {
             idle_ms: None,
             age_ms: None,
         },
-        tcp: Tcp {
-            nodelay: true,
-            keepalive: None,
-            user_timeout_ms: None,
-            send_buffer_bytes: None,
-            receive_buffer_bytes: None,
-            notsent_lowat_bytes: None,
-            congestion: None,
-        },
+        tcp: Tcp::PLAIN,
     }
 }
 
