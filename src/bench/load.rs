@@ -1,8 +1,8 @@
 //! The load and the echo backend of a bench, in one thread over one of Ringway's own drivers.
 //!
 //! One thread for both, because what it costs must be small and the same for all contenders: no thread waits for
-//! another, every answer is the buffer that brought the question, and all clients send the same message
-//! from the same buffer. It knows sessions as *seats*, which live on when their connection is replaced.
+//! another, every answer is the buffer that brought the question, and all clients send the same message from the same
+//! buffer. It knows sessions as *seats*, which live on when their connection is replaced.
 
 use crate::config::Tcp;
 use crate::driver::pool::BufferId;
@@ -321,26 +321,16 @@ impl Load {
     }
 
     fn received(&mut self, slot: u32, role: Role, what: Received) -> Result<Option<Event>, String> {
-        let line = &mut self.lines[slot as usize];
-        let ended = match what {
-            Received::Bytes(_) => None,
+        let buffer = match what {
+            Received::Bytes(buffer) => buffer,
             Received::Failed(Errno::NO_BUFFERS) => {
                 self.arm(slot);
                 return Ok(None);
             }
-            Received::End => Some("ended".to_owned()),
-            Received::Failed(e) => Some(format!("ended: {e}")),
+            Received::End => return self.ended(slot, role, "a session ended".to_owned()),
+            Received::Failed(e) => return self.ended(slot, role, format!("a session ended: {e}")),
         };
-        let Received::Bytes(buffer) = what else {
-            if let Role::Client { .. } = role
-                && !line.leaving
-            {
-                return Err(format!("a session {}", ended.unwrap_or_default()));
-            }
-            line.leaving = true;
-            let closed = self.close(slot);
-            return Ok(closed_event(role).filter(|_| closed));
-        };
+        let line = &mut self.lines[slot as usize];
         let (bytes, more) = (self.driver.pool().filled(buffer), line.receiving);
         match role {
             Role::Echo if !self.sends_bulk => {
@@ -362,6 +352,19 @@ impl Load {
             Role::Client { seat, .. } => Some(Event::Answered(seat, bytes)),
             Role::Echo => None,
         })
+    }
+
+    /// Nothing more comes on a line: an error, with what to say, where a client did not ask for that.
+    fn ended(&mut self, slot: u32, role: Role, what: String) -> Result<Option<Event>, String> {
+        let line = &mut self.lines[slot as usize];
+        let seat = match role {
+            Role::Client { .. } if !line.leaving => return Err(what),
+            Role::Client { seat, .. } => Some(seat),
+            Role::Echo => None,
+        };
+        line.leaving = true;
+        let closed = self.close(slot);
+        Ok(seat.filter(|_| closed).map(Event::Closed))
     }
 
     fn sent(
@@ -466,13 +469,6 @@ impl Load {
         self.driver.close(Some((key, side)), socket);
         self.free.push(slot);
         true
-    }
-}
-
-const fn closed_event(role: Role) -> Option<Event> {
-    match role {
-        Role::Client { seat, .. } => Some(Event::Closed(seat)),
-        Role::Echo => None,
     }
 }
 
