@@ -176,7 +176,7 @@ fn pause_at(proxy: &Proxy, part: f64) -> Option<Duration> {
 }
 
 #[test]
-#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn the_data_path_flips_each_second_and_nobody_notices() {
     if !has_uring() {
         return;
@@ -197,7 +197,7 @@ fn the_data_path_flips_each_second_and_nobody_notices() {
 }
 
 #[test]
-#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn all_sessions_change_their_shard_each_second_and_nobody_notices() {
     let path = if has_uring() { DataPath::Uring } else { DataPath::Epoll };
     let backend = load::Far::start();
@@ -251,7 +251,7 @@ fn used(program: &Program) -> (u64, u64) {
 }
 
 #[test]
-#[ignore = "takes a minute and 10,000 descriptors: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes a minute and 10,000 descriptors: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn five_thousand_idle_sessions_go_to_epoll_and_back() {
     const SESSIONS: usize = 5000;
     if !has_uring() {

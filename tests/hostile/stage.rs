@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// How much a case does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// For `cargo test`, on a machine that does other things too.
+    /// Enough to see what is broken, in half a minute for all cases.
     Quick,
     /// As much as the figures are to be worth.
     Full,
@@ -63,7 +63,7 @@ macro_rules! cases {
         }
         mod full {
             $(#[test]
-            #[ignore = "takes minutes: cargo test --release --test hostile -- --ignored --nocapture"]
+            #[ignore = "minutes: cargo test --release --test hostile -- --ignored --nocapture --test-threads 1 full::"]
             fn $name() {
                 crate::stage::on_both(crate::stage::Scale::Full, super::$name);
             })*

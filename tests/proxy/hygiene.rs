@@ -17,7 +17,7 @@ fn a_thousand_sessions(path: DataPath) {
 }
 
 #[test]
-#[ignore = "takes minutes; run it alone"]
+#[ignore = "takes minutes: cargo test --release --test proxy -- --ignored five_thousand_sessions"]
 fn five_thousand_sessions() {
     sessions_leave_nothing_behind(DataPath::Epoll, 5000);
     if has_uring() {

@@ -191,7 +191,7 @@ fn show(path: DataPath) {
 }
 
 #[test]
-#[ignore = "half a minute of full load: it wants a machine of its own"]
+#[ignore = "half a minute: cargo test --release --test upgrade -- --ignored --nocapture --test-threads 1 ten_upgrades"]
 fn ten_upgrades_in_a_row_on_uring() {
     if has_uring() {
         show(DataPath::Uring);
@@ -199,7 +199,7 @@ fn ten_upgrades_in_a_row_on_uring() {
 }
 
 #[test]
-#[ignore = "half a minute of full load: it wants a machine of its own"]
+#[ignore = "half a minute: cargo test --release --test upgrade -- --ignored --nocapture --test-threads 1 ten_upgrades"]
 fn ten_upgrades_in_a_row_on_epoll() {
     show(DataPath::Epoll);
 }
