@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use world::net::{Backend, connect, echo, listen, try_echo};
-use world::program::{Program, RINGWAY, ringway, run};
+use world::program::{Program, RINGWAY, resident_kib, ringway, run};
 use world::proxy::{Proxy, Recipe};
 use world::{has_program, has_uring, pause, until};
 
@@ -241,13 +241,10 @@ impl Silent {
 
 /// Resident KiB, CPU milliseconds.
 fn used(program: &Program) -> (u64, u64) {
-    let status = std::fs::read_to_string(program.proc("status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    let kib = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     let stat = std::fs::read_to_string(program.proc("stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks: u64 = fields[11..13].iter().map(|n| n.parse::<u64>().unwrap()).sum();
-    (kib, ticks * 10)
+    (resident_kib(program.process.id()), ticks * 10)
 }
 
 #[test]
