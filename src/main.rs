@@ -280,8 +280,10 @@ fn give(path: &Path, errand: &Errand) -> ExitCode {
             let why = format!("{file} has not the token that the running Ringway was started with");
             fail(code, &format!("{not_done}: {why}"))
         }
+        // It may still be done: what is said tells where to look.
+        Ok((504, said)) => fail(SYSTEM, &admin::ask::sentences(&said)),
         Ok((_, said)) => fail(code, &format!("{not_done}: {}", admin::ask::sentences(&said))),
-        Err(why) => fail(SYSTEM, &format!("{not_done}: {why}")),
+        Err(why) => fail(SYSTEM, &why),
     }
 }
 

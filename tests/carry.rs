@@ -62,6 +62,8 @@ fn a_command_and_a_signal_change_the_data_path_of_the_running_process() {
     let ran = run(datapath(&program, &["tcp"]), 10_000);
     assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{ran:?}");
     assert!(ran.err.contains("uring"), "{ran:?}");
+    let ran = run(datapath(&program, &["uring", "--percent", "nan"]), 10_000);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{ran:?}");
     let (status, text) = program.get("/api/v1/sessions?slots=5");
     assert!(
         status == 200 && text.contains("\"next\":5") && text.contains("\"path\":\"epoll\""),
