@@ -4,7 +4,7 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, value_parser};
-use ringway::config::{Config, file};
+use ringway::config::{Config, DataPath, Percent, file};
 use ringway::control::Outcome;
 use ringway::control::handover::take::Legacy;
 use ringway::control::order::{Answer, Order};
@@ -34,27 +34,31 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Proxies clients to backends, as the config says.
+    ///
+    /// SIGHUP has it read the config again; SIGTERM or SIGINT has it stop, and a second one stop at once. SIGUSR1 takes
+    /// all sessions back to epoll, SIGUSR2 upgrades to the program that is at its path now. What came of it is in the
+    /// log.
     Run {
-        /// The config.
+        /// The config; `ringway check` says what is wrong with it.
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
-    /// Says everything that is wrong with a config.
+    /// Says everything that is wrong with a config, or that it is good.
     Check {
         /// The config.
         file: PathBuf,
     },
     /// Has a running Ringway start the program that is at its path now, and hand sockets and live sessions over to it.
     ///
-    /// It is asked by the admin endpoint of the config. Without one, send it SIGUSR2: what became of it is in the log.
+    /// It is asked by the admin endpoint of the config. Without one, send it SIGUSR2: what came of it is in the log.
     Upgrade {
-        /// The config.
+        /// The config of the running Ringway: its [admin] says where and how to ask.
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
     /// Tries what this kernel and sandbox allow, and says what to change.
     Probe {
-        /// For programs.
+        /// As JSON, for programs.
         #[arg(long)]
         json: bool,
     },
@@ -66,7 +70,8 @@ enum Command {
     },
     /// Tells a running Ringway which data path its sessions are to take.
     Datapath {
-        /// auto, uring or epoll.
+        /// The data path.
+        #[arg(value_parser = PossibleValuesParser::new(DataPath::ALL.map(DataPath::label)))]
         path: String,
         /// The live sessions go along.
         #[arg(long, conflicts_with = "new")]
@@ -75,13 +80,13 @@ enum Command {
         #[arg(long)]
         new: bool,
         /// Its share of the sessions; the others take the other path.
-        #[arg(long, value_name = "N", default_value_t = 100.0)]
-        percent: f64,
+        #[arg(long, value_name = "N", default_value = "100", value_parser = percent)]
+        percent: Percent,
         /// The config of the running Ringway: its [admin] says where and how to ask.
         #[arg(long, value_name = "FILE", default_value = CONFIG)]
         config: PathBuf,
     },
-    /// The demo's order engine alone.
+    /// The demo's order engine alone: a backend to try a Ringway of your own with.
     OrderEngine {
         /// Where it takes orders.
         #[arg(long, value_name = "ADDR")]
@@ -137,14 +142,11 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Run { config } => run(&config),
         Command::Check { file } => check(&file),
-        Command::Upgrade { config } => upgrade(&config),
+        Command::Upgrade { config } => give(&config, &Errand::upgrade()),
         Command::Probe { json } => probe(json),
         Command::Datapath { path, live, new, percent, config } => {
             let live = (live || new).then_some(live);
-            datapath(
-                &config,
-                &serde_json::json!({ "path": path, "live": live, "percent": percent }),
-            )
+            give(&config, &Errand::data_path(&path, live, percent))
         }
         Command::Demo { duration } => until_stopped(|stop| demo::run(duration, stop)),
         Command::OrderEngine { listen } => until_stopped(|stop| demo::order_engine(listen, stop)),
@@ -162,7 +164,7 @@ fn run(path: &Path) -> ExitCode {
         Ok(legacy) => legacy,
         Err(why) => return fail(SYSTEM, &why),
     };
-    let config = match read(path) {
+    let config = match read_option(path, ", `ringway demo` needs none") {
         Ok(config) => config,
         Err((code, why)) => {
             legacy.refuse(&why.join("; "));
@@ -222,41 +224,65 @@ fn check(path: &Path) -> ExitCode {
     }
 }
 
-/// Asks the Ringway that runs with this config.
-fn upgrade(path: &Path) -> ExitCode {
-    let config = match read(path) {
+/// What the Ringway that runs with a config is to do, asked for by its admin endpoint.
+struct Errand {
+    method: &'static str,
+    endpoint: &'static str,
+    body: String,
+    /// What is said before the reason where it was not done, and the exit code where Ringway itself refused.
+    not_done: (&'static str, u8),
+    /// What can be done without an admin endpoint.
+    instead: &'static str,
+}
+
+impl Errand {
+    const fn upgrade() -> Self {
+        Self {
+            method: "POST",
+            endpoint: "/api/v1/upgrade",
+            body: String::new(),
+            not_done: ("not upgraded", SYSTEM),
+            instead: "send it SIGUSR2 instead",
+        }
+    }
+
+    /// `live`: whether the live sessions go along; `None`: as the config says.
+    fn data_path(path: &str, live: Option<bool>, percent: Percent) -> Self {
+        let percent = percent.as_f64();
+        Self {
+            method: "PUT",
+            endpoint: "/api/v1/datapath",
+            body: serde_json::json!({ "path": path, "live": live, "percent": percent }).to_string(),
+            not_done: ("the data path was not changed", USAGE),
+            instead: "SIGUSR1 takes all sessions to epoll; else change data_path and send it SIGHUP",
+        }
+    }
+}
+
+/// Has the Ringway that runs with this config do something, and prints what it says.
+fn give(path: &Path, errand: &Errand) -> ExitCode {
+    let config = match read_option(path, "") {
         Ok(config) => config,
         Err((code, why)) => return tell(code, &why),
     };
-    let Some(admin) = config.admin else {
-        let why = format!("{} has no [admin]: send Ringway SIGUSR2 instead", path.display());
+    let &Errand { method, endpoint, ref body, not_done: (not_done, code), instead } = errand;
+    let file = path.display();
+    let Some(admin) = &config.admin else {
+        let why = format!("{file} has no [admin], by which a running Ringway is asked: {instead}");
         return fail(USAGE, &why);
     };
-    match admin::ask::ask(&admin, "POST", "/api/v1/upgrade", "") {
+    match admin::ask::ask(admin, method, endpoint, body) {
         Ok((200, said)) => {
             print(&format!("{}\n", admin::ask::sentences(&said)));
             ExitCode::SUCCESS
         }
-        Ok((_, said)) => fail(SYSTEM, &format!("not upgraded: {}", admin::ask::sentences(&said))),
-        Err(why) => fail(SYSTEM, &format!("not upgraded: {why}")),
-    }
-}
-
-/// Has the Ringway of this config change its data path, and prints what it says.
-fn datapath(path: &Path, body: &serde_json::Value) -> ExitCode {
-    let config = match read(path) {
-        Ok(config) => config,
-        Err((code, why)) => return tell(code, &why),
-    };
-    let Some(endpoint) = &config.admin else {
-        return fail(USAGE, &format!("{}: without [admin] there is nobody to ask", path.display()));
-    };
-    match admin::ask::ask(endpoint, "PUT", "/api/v1/datapath", &body.to_string()) {
-        Ok((200, said)) => {
-            print(&said);
-            ExitCode::SUCCESS
+        Ok((401, _)) => {
+            let why = format!("{file} has not the token that the running Ringway was started with");
+            fail(code, &format!("{not_done}: {why}"))
         }
-        Ok((status, said)) => fail(USAGE, &format!("refused ({status}): {}", said.trim_end())),
+        // It may still be done: what is said tells where to look.
+        Ok((504, said)) => fail(SYSTEM, &admin::ask::sentences(&said)),
+        Ok((_, said)) => fail(code, &format!("{not_done}: {}", admin::ask::sentences(&said))),
         Err(why) => fail(SYSTEM, &why),
     }
 }
@@ -291,10 +317,6 @@ fn until_stopped(run: impl FnOnce(Arc<AtomicBool>) -> Result<(), String>) -> Exi
 /// The config; or an exit code and what is to be said, a line each.
 fn read(path: &Path) -> Result<Config, (u8, Vec<String>)> {
     file::read(path).map_err(|e| match e {
-        file::ReadError::Unreadable(why) if path == Path::new(CONFIG) => {
-            let hint = "`--config FILE` names another, `ringway demo` needs none";
-            (NO_INPUT, vec![format!("ringway: {why}; {hint}")])
-        }
         file::ReadError::Unreadable(why) => (NO_INPUT, vec![format!("ringway: {why}")]),
         file::ReadError::Faults(faults) => {
             let s = if faults.len() == 1 { "" } else { "s" };
@@ -305,6 +327,16 @@ fn read(path: &Path) -> Result<Config, (u8, Vec<String>)> {
     })
 }
 
+/// The same of a config that is an option: who did not name one is told how to, and `more`.
+fn read_option(path: &Path, more: &str) -> Result<Config, (u8, Vec<String>)> {
+    read(path).map_err(|(code, mut why)| {
+        if code == NO_INPUT && path == Path::new(CONFIG) {
+            why.push(format!("ringway: `--config FILE` names another{more}"));
+        }
+        (code, why)
+    })
+}
+
 fn tell(code: u8, lines: &[String]) -> ExitCode {
     lines.iter().for_each(|line| complain(line));
     ExitCode::from(code)
@@ -312,7 +344,8 @@ fn tell(code: u8, lines: &[String]) -> ExitCode {
 
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().map_err(|_| "a number and a unit, such as 10s".to_owned())?;
+    let number: u64 =
+        digits.parse().map_err(|_| "must be a number and a unit, such as 10s".to_owned())?;
     let ms = match &text[digits.len()..] {
         "ms" => Some(number),
         "s" => number.checked_mul(1000),
@@ -322,6 +355,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     };
     ms.map(Duration::from_millis)
         .ok_or_else(|| "the unit must be ms, s, m or h, such as 10s".to_owned())
+}
+
+fn percent(text: &str) -> Result<Percent, String> {
+    let percent = text.parse().ok().and_then(Percent::from_f64);
+    percent.ok_or_else(|| "must be 0 to 100 with at most two decimals".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use world::net::{Backend, connect, echo, listen, try_echo};
-use world::program::{Program, RINGWAY, ringway, run};
+use world::program::{Program, RINGWAY, resident_kib, ringway, run};
 use world::proxy::{Proxy, Recipe};
 use world::{has_program, has_uring, pause, until};
 
@@ -62,6 +62,8 @@ fn a_command_and_a_signal_change_the_data_path_of_the_running_process() {
     let ran = run(datapath(&program, &["tcp"]), 10_000);
     assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{ran:?}");
     assert!(ran.err.contains("uring"), "{ran:?}");
+    let ran = run(datapath(&program, &["uring", "--percent", "nan"]), 10_000);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(64), ""), "{ran:?}");
     let (status, text) = program.get("/api/v1/sessions?slots=5");
     assert!(
         status == 200 && text.contains("\"next\":5") && text.contains("\"path\":\"epoll\""),
@@ -189,13 +191,13 @@ fn pause_at(proxy: &Proxy, part: f64) -> Option<Duration> {
 }
 
 #[test]
-#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn the_data_path_flips_each_second_and_nobody_notices() {
     flips("flips of the data path", MIXED, "auto");
 }
 
 #[test]
-#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn the_data_path_flips_each_second_under_spliced_bulk_and_nobody_notices() {
     flips("flips of the data path under spliced bulk", BULK, "splice");
 }
@@ -221,13 +223,13 @@ fn flips(what: &str, load: Load, hop: &str) {
 }
 
 #[test]
-#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn all_sessions_change_their_shard_each_second_and_nobody_notices() {
     moves("moves between shards", MIXED, "auto");
 }
 
 #[test]
-#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes two minutes: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn all_spliced_bulk_changes_its_shard_each_second_and_nobody_notices() {
     moves("moves of spliced bulk between shards", BULK, "splice");
 }
@@ -276,17 +278,14 @@ impl Silent {
 
 /// Resident KiB, CPU milliseconds.
 fn used(program: &Program) -> (u64, u64) {
-    let status = std::fs::read_to_string(program.proc("status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    let kib = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     let stat = std::fs::read_to_string(program.proc("stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     let ticks: u64 = fields[11..13].iter().map(|n| n.parse::<u64>().unwrap()).sum();
-    (kib, ticks * 10)
+    (resident_kib(program.process.id()), ticks * 10)
 }
 
 #[test]
-#[ignore = "takes a minute and 10,000 descriptors: cargo test --test carry -- --ignored --nocapture --test-threads=1"]
+#[ignore = "takes a minute and 10,000 descriptors: cargo test --test carry -- --ignored --nocapture --test-threads 1"]
 fn five_thousand_idle_sessions_go_to_epoll_and_back() {
     const SESSIONS: usize = 5000;
     if !has_uring() {

@@ -1,9 +1,11 @@
 //! Ringway as a process of its own among hostile clients, unlucky backends and exhausted machines, while a steady load
 //! of healthy sessions runs through it: those must not be harmed, and everything must come home.
 //!
-//! `cargo test` runs each case small. The full ones print a line of figures each:
-//! `cargo test --release --test hostile -- --ignored --nocapture --test-threads 1`, to which a name may be added:
-//! `full`, `fault_matrix` (other proxies beside Ringway, where installed) or `soak` (for `RINGWAY_SOAK_SECS` seconds).
+//! All of it wants a machine of its own, so `cargo test` leaves it out.
+//! `cargo test --test hostile -- --ignored quick::` runs each case small;
+//! `cargo test --release --test hostile -- --ignored --nocapture --test-threads 1 NAME` prints figures, where NAME is
+//! `full::` (a line a case), `fault_matrix` (other proxies beside Ringway, where installed) or `soak::soak` (for
+//! `RINGWAY_SOAK_SECS` seconds).
 //!
 //! There is no safe way to have a shard panic from outside, so no case does: `abandon` is tested in src/shard.
 

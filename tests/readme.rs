@@ -202,6 +202,35 @@ fn what_the_program_is_quoted_with_it_says() {
     assert!(!source.contains(&["no such", "sentence"].join(" ")));
 }
 
+/// The commands that the reasons of ignored tests name; a reason that names none, whole.
+fn commands_of_ignored(source: &str) -> BTreeSet<&str> {
+    let reasons = source.lines().filter_map(|line| line.trim().strip_prefix("#[ignore = \""));
+    let reasons = reasons.map(|reason| reason.trim_end_matches("\"]"));
+    reasons.map(|reason| reason.find("cargo test ").map_or(reason, |at| &reason[at..])).collect()
+}
+
+#[test]
+fn every_ignored_test_has_its_command_in_the_readme() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = ["src", "tests"].map(|folder| source(&root.join(folder))).concat();
+    let mut commands = commands_of_ignored(&source);
+    assert!(
+        commands
+            .remove("no test: it stands in for a new binary, in a process that other tests start")
+    );
+    assert!(commands.len() >= 7, "{commands:?}");
+    let shown: Vec<&str> = blocks(README, "sh").into_iter().flat_map(str::lines).collect();
+    let is_shown = |command: &&str| {
+        let ends = |rest: &str| rest.is_empty() || rest.trim_start().starts_with('#');
+        shown.iter().any(|line| line.split_once(command).is_some_and(|(_, rest)| ends(rest)))
+    };
+    assert!(commands.iter().all(is_shown), "{commands:#?}");
+    let found =
+        commands_of_ignored("  #[ignore = \"long: cargo test x -- y\"]\n#[ignore = \"long\"]\n");
+    assert_eq!(found, BTreeSet::from(["cargo test x -- y", "long"]));
+    assert!(!is_shown(&"cargo test --lib -- million"));
+}
+
 #[test]
 fn the_reasons_the_readme_quotes_exist() {
     let known: Vec<&str> = ringway::event::EndReason::ALL.iter().map(|why| why.label()).collect();

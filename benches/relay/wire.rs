@@ -1,6 +1,6 @@
 //! The least that carries bytes across a simulated network: what a driver gives for one side goes to the other.
 
-use ringway::config::file;
+use ringway::config::Tcp;
 use ringway::driver::pool::BufferId;
 use ringway::driver::sim::{Shared, Sim};
 use ringway::driver::{Arm, Completion, Driver, Key, ListenerId, Received, Side, Socket};
@@ -35,8 +35,6 @@ impl Wire {
 /// Carries all sessions of a world to their end. How many there were.
 pub(crate) fn run((world, mut driver): (Shared, Sim)) -> usize {
     let address = crate::BACKEND.parse().expect("an address");
-    let text = "[listeners.a]\nbind = \"127.0.0.1:1\"\nstable = \"b\"\n[pools.b]\nbackends = [\"127.0.0.1:2\"]\n";
-    let tcp = file::parse(text).expect("the bench's own config is good").listeners[0].tcp.clone();
     let listens = world.borrow_mut().listen(ListenerId(0), 1024);
     driver.accept(ListenerId(0), &listens);
     let (mut wires, mut over) = (Vec::<Wire>::new(), 0);
@@ -48,7 +46,8 @@ pub(crate) fn run((world, mut driver): (Shared, Sim)) -> usize {
                     let client = result.expect("nothing goes wrong here");
                     let slot = u32::try_from(wires.len()).expect("a few sessions");
                     let key = Key { slot, generation: 0 };
-                    let backend = driver.socket(address, &tcp).expect("nothing goes wrong here");
+                    let backend =
+                        driver.socket(address, &Tcp::PLAIN).expect("nothing goes wrong here");
                     driver.attach(key, Side::Client, &client).expect("nothing goes wrong here");
                     driver.attach(key, Side::Backend, &backend).expect("nothing goes wrong here");
                     driver.connect(key, &backend, address);

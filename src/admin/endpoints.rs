@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 /// One thing that can be asked.
 pub(super) struct Endpoint {
     pub(super) method: Method,
-    /// `NAME` stands for a listener's name.
+    /// `NAME` stands for a listener's name, `ID` for a session's id.
     pub(super) path: &'static str,
     /// For people.
     pub(super) what: &'static str,
@@ -97,13 +97,13 @@ pub(super) static ENDPOINTS: [Endpoint; 11] = [
     },
     Endpoint {
         method: Method::POST,
-        path: "/api/v1/sessions/NAME/move",
+        path: "/api/v1/sessions/ID/move",
         what: r#"{"shard": 1} carries the live session of this id to that shard"#,
         does: Does::Order(move_session),
     },
 ];
 
-/// The endpoint of a request, and the listener's name in its path (empty where there is none).
+/// The endpoint of a request, and the name or id in its path (empty where there is none).
 pub(super) fn find<'p>(
     method: &Method,
     path: &'p str,
@@ -134,14 +134,14 @@ pub(super) fn order_of(method: &Method, path: &str, body: &[u8]) -> Result<Order
     }
 }
 
-/// What stands for NAME in `path`, or nothing where the two differ. A [`Name`](crate::config::Name) has no character
-/// that a path would have to encode.
+/// What stands for NAME or ID in `path`, or nothing where the two differ. Neither a [`Name`](crate::config::Name) nor
+/// an id has a character that a path would have to encode.
 fn name_in<'p>(pattern: &str, path: &'p str) -> Option<&'p str> {
     let mut name = "";
     let mut given = path.split('/');
     for expected in pattern.split('/') {
         let segment = given.next()?;
-        if expected == "NAME" && !segment.is_empty() {
+        if matches!(expected, "NAME" | "ID") && !segment.is_empty() {
             name = segment;
         } else if expected != segment {
             return None;

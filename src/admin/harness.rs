@@ -35,15 +35,7 @@ pub(super) fn config() -> Config {
         hop: Hop::Auto,
         sessions_max: 10,
         timeouts: Timeouts { connect_ms: 1, half_closed_ms: None, idle_ms: None, age_ms: None },
-        tcp: Tcp {
-            nodelay: true,
-            keepalive: None,
-            user_timeout_ms: None,
-            send_buffer_bytes: None,
-            receive_buffer_bytes: None,
-            notsent_lowat_bytes: None,
-            congestion: None,
-        },
+        tcp: Tcp::PLAIN,
     };
     Config {
         data_path: DataPath::Auto,

@@ -95,20 +95,21 @@ pub(super) async fn serve(
     }
     drop(listener);
     // Who was let in a moment ago has not asked yet, and would take the end of an idle connection for a refusal.
-    let all_asked = async {
-        while let Some(ended) = connections.join_next().await {
-            report(ended)
-        }
-    };
-    let _ = timeout(Duration::from_millis(limits::ADMIN_LAST_ASK_MS), all_asked).await;
+    all_end(&mut connections, limits::ADMIN_LAST_ASK_MS).await;
     // Nobody listens where there is no connection.
     let _ = stopping.send(true);
-    let all_end = async {
+    all_end(&mut connections, limits::ADMIN_STOP_MS_MAX).await;
+}
+
+/// Waits until all connections have ended, for so long at most.
+async fn all_end(connections: &mut JoinSet<io::Result<()>>, most_ms: u64) {
+    let all = async {
         while let Some(ended) = connections.join_next().await {
-            report(ended)
+            report(ended);
         }
     };
-    let _ = timeout(Duration::from_millis(limits::ADMIN_STOP_MS_MAX), all_end).await;
+    // Those that are left are dropped with the set.
+    let _ = timeout(Duration::from_millis(most_ms), all).await;
 }
 
 fn report(ended: Result<io::Result<()>, JoinError>) {

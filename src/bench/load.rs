@@ -1,8 +1,8 @@
 //! The load and the echo backend of a bench, in one thread over one of Ringway's own drivers.
 //!
 //! One thread for both, because what it costs must be small and the same for all contenders: no thread waits for
-//! another, every answer is the buffer that brought the question, and all clients send the same message
-//! from the same buffer. It knows sessions as *seats*, which live on when their connection is replaced.
+//! another, every answer is the buffer that brought the question, and all clients send the same message from the same
+//! buffer. It knows sessions as *seats*, which live on when their connection is replaced.
 
 use crate::config::Tcp;
 use crate::driver::pool::BufferId;
@@ -84,7 +84,6 @@ struct Seat {
 /// The load and the echo backend.
 pub(super) struct Load {
     driver: Box<dyn Driver>,
-    tcp: Tcp,
     listener: TcpListener,
     arm: Arm,
     lines: Vec<Line>,
@@ -107,16 +106,7 @@ impl Load {
         let failed = |e| format!("the load could not start: {e}");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        let tcp = Tcp {
-            nodelay: true,
-            keepalive: None,
-            user_timeout_ms: None,
-            send_buffer_bytes: None,
-            receive_buffer_bytes: None,
-            notsent_lowat_bytes: None,
-            congestion: None,
-        };
-        sys::set_options(&listener, &tcp).map_err(|e| failed(e.into()))?;
+        sys::set_options(&listener, &Tcp::PLAIN).map_err(|e| failed(e.into()))?;
         let mut driver = pick::start(kind, BUFFERS, BUFFER_BYTES, credit).map_err(failed)?;
         let mut filled = |bytes: u32| {
             let buffer = driver.pool().take().expect("a new pool has more than two");
@@ -128,7 +118,6 @@ impl Load {
         let arm = if driver.counts_credit() { Arm::Multi(CREDIT_BYTES) } else { Arm::Once };
         Ok(Self {
             driver,
-            tcp,
             listener,
             arm,
             lines: Vec::new(),
@@ -245,7 +234,7 @@ impl Load {
     /// No socket, or no port, is left.
     pub(super) fn connect(&mut self, seat: usize, once: bool) -> Result<(), String> {
         let at = self.seats[seat].at;
-        let socket = self.driver.socket(at, &self.tcp).map_err(|e| format!("no socket: {e}"))?;
+        let socket = self.driver.socket(at, &Tcp::PLAIN).map_err(|e| format!("no socket: {e}"))?;
         let slot = self.open(Role::Client { seat, once }, socket)?;
         self.seats[seat].slot = slot;
         let (key, _) = self.name(slot);
@@ -332,26 +321,16 @@ impl Load {
     }
 
     fn received(&mut self, slot: u32, role: Role, what: Received) -> Result<Option<Event>, String> {
-        let line = &mut self.lines[slot as usize];
-        let ended = match what {
-            Received::Bytes(_) => None,
+        let buffer = match what {
+            Received::Bytes(buffer) => buffer,
             Received::Failed(Errno::NO_BUFFERS) => {
                 self.arm(slot);
                 return Ok(None);
             }
-            Received::End => Some("ended".to_owned()),
-            Received::Failed(e) => Some(format!("ended: {e}")),
+            Received::End => return self.ended(slot, role, "a session ended".to_owned()),
+            Received::Failed(e) => return self.ended(slot, role, format!("a session ended: {e}")),
         };
-        let Received::Bytes(buffer) = what else {
-            if let Role::Client { .. } = role
-                && !line.leaving
-            {
-                return Err(format!("a session {}", ended.unwrap_or_default()));
-            }
-            line.leaving = true;
-            let closed = self.close(slot);
-            return Ok(closed_event(role).filter(|_| closed));
-        };
+        let line = &mut self.lines[slot as usize];
         let (bytes, more) = (self.driver.pool().filled(buffer), line.receiving);
         match role {
             Role::Echo if !self.sends_bulk => {
@@ -373,6 +352,19 @@ impl Load {
             Role::Client { seat, .. } => Some(Event::Answered(seat, bytes)),
             Role::Echo => None,
         })
+    }
+
+    /// Nothing more comes on a line: an error, with what to say, where a client did not ask for that.
+    fn ended(&mut self, slot: u32, role: Role, what: String) -> Result<Option<Event>, String> {
+        let line = &mut self.lines[slot as usize];
+        let seat = match role {
+            Role::Client { .. } if !line.leaving => return Err(what),
+            Role::Client { seat, .. } => Some(seat),
+            Role::Echo => None,
+        };
+        line.leaving = true;
+        let closed = self.close(slot);
+        Ok(seat.filter(|_| closed).map(Event::Closed))
     }
 
     fn sent(
@@ -477,13 +469,6 @@ impl Load {
         self.driver.close(Some((key, side)), socket);
         self.free.push(slot);
         true
-    }
-}
-
-const fn closed_event(role: Role) -> Option<Event> {
-    match role {
-        Role::Client { seat, .. } => Some(Event::Closed(seat)),
-        Role::Echo => None,
     }
 }
 

@@ -216,6 +216,19 @@ pub struct Tcp {
     pub congestion: Option<Name>,
 }
 
+impl Tcp {
+    /// TCP_NODELAY, and the kernel's defaults for all else.
+    pub const PLAIN: Self = Self {
+        nodelay: true,
+        keepalive: None,
+        user_timeout_ms: None,
+        send_buffer_bytes: None,
+        receive_buffer_bytes: None,
+        notsent_lowat_bytes: None,
+        congestion: None,
+    };
+}
+
 /// How the kernel finds out that a silent end has vanished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {

@@ -13,3 +13,13 @@ pub(super) fn now() -> Instant {
 pub(super) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
+
+/// Waits until something is so, for a test that goes on then.
+#[cfg(test)]
+pub(super) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(now() < until, "{what} did not come");
+        pause(Duration::from_millis(2));
+    }
+}

@@ -264,6 +264,7 @@ fn is_timeout(e: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::clock::wait_until;
     use std::io::{BufRead, BufReader, Write};
 
     struct Client {
@@ -304,14 +305,6 @@ mod tests {
 
     fn rejected(id: Option<u64>, reason: Reason) -> Answer {
         Answer::Rejected { id, reason }
-    }
-
-    fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-        let until = now() + Duration::from_secs(5);
-        while !is_so() {
-            assert!(now() < until, "{what} did not come");
-            pause(Duration::from_millis(2));
-        }
     }
 
     #[test]

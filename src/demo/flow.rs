@@ -236,19 +236,12 @@ impl Dice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::demo::clock::wait_until;
     use crate::demo::engine::OrderEngine;
     use std::net::TcpListener;
 
     fn quick(address: SocketAddr) -> Shape {
         Shape { think_us: 100..300, turns: 40..80, ..Shape::towards(address) }
-    }
-
-    fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-        let until = now() + Duration::from_secs(10);
-        while !is_so() {
-            assert!(now() < until, "{what} did not come");
-            pause(Duration::from_millis(5));
-        }
     }
 
     #[test]

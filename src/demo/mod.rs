@@ -53,8 +53,7 @@ const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// Something could not be started, or no order ever came through: a sentence that says what and why.
 pub fn run(duration: Option<Duration>, stop: Arc<AtomicBool>) -> Result<(), String> {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let start = || OrderEngine::start(loopback);
-    let engines = [engine_started(start())?, engine_started(start())?];
+    let engines = [start_engine(loopback)?, start_engine(loopback)?];
     let addresses = [engines[0].address(), engines[1].address()];
     let ringway = Running::start(config(addresses), None)
         .map_err(|e| format!("the demo's Ringway could not start: {e}"))?;
@@ -79,7 +78,7 @@ pub fn run(duration: Option<Duration>, stop: Arc<AtomicBool>) -> Result<(), Stri
 /// It could not start: a sentence that says why.
 #[expect(clippy::needless_pass_by_value, reason = "the caller gives its share away, as for `run`")]
 pub fn order_engine(listen: SocketAddr, stop: Arc<AtomicBool>) -> Result<(), String> {
-    let engine = engine_started(OrderEngine::start(listen))?;
+    let engine = start_engine(listen)?;
     // Printing may fail where nobody reads; the engine serves its clients all the same.
     let _ = say(&format!("order engine on {}, one JSON object a line\n", engine.address()));
     while !stop.load(Relaxed) {
@@ -91,8 +90,9 @@ pub fn order_engine(listen: SocketAddr, stop: Arc<AtomicBool>) -> Result<(), Str
     Ok(())
 }
 
-fn engine_started(engine: io::Result<OrderEngine>) -> Result<OrderEngine, String> {
-    engine.map_err(|e| format!("the order engine could not start: {e}"))
+fn start_engine(listen: SocketAddr) -> Result<OrderEngine, String> {
+    OrderEngine::start(listen)
+        .map_err(|e| format!("the order engine could not start on {listen}: {e}"))
 }
 
 fn listening(ringway: &Running) -> Result<(SocketAddr, SocketAddr), String> {
@@ -230,15 +230,7 @@ fn listener(bind: SocketAddr) -> Listener {
             idle_ms: None,
             age_ms: None,
         },
-        tcp: Tcp {
-            nodelay: true,
-            keepalive: None,
-            user_timeout_ms: None,
-            send_buffer_bytes: None,
-            receive_buffer_bytes: None,
-            notsent_lowat_bytes: None,
-            congestion: None,
-        },
+        tcp: Tcp::PLAIN,
     }
 }
 
@@ -291,6 +283,7 @@ mod tests {
         let first = OrderEngine::start("127.0.0.1:0".parse().unwrap()).unwrap();
         let stop = Arc::new(AtomicBool::new(true));
         let error = order_engine(first.address(), stop).unwrap_err();
+        assert!(error.contains(&first.address().to_string()), "{error}");
         assert!(error.contains("could not start") && error.contains("in use"), "{error}");
     }
 }

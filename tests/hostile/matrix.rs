@@ -3,13 +3,13 @@
 //!
 //! Rows that ask for more than a machine of two cores has are scaled, and say so in their name.
 
-use super::backend::{Backend, Manner};
+use super::backend::Manner;
 use super::exhaustion::cut_off;
-use super::healthy::{Figures, Healthy};
+use super::healthy::Figures;
 use super::island::Island;
 use super::process;
-use super::stage::{LOOPBACK, client, echoes, reset, until};
-use super::target::{Kind, Setup, Target};
+use super::stage::{LOOPBACK, Rig, client, echoes, reset, until};
+use super::target::Kind;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -125,36 +125,7 @@ fn fault_matrix() {
     println!("{unmet} cells of Ringway's do not meet their target.");
 }
 
-/// A proxy between healthy sessions and their backend, and another backend.
-struct Rig {
-    target: Target,
-    echo: Backend,
-    other: Backend,
-    healthy: Healthy,
-}
-
 impl Rig {
-    fn new(kind: Kind, manner: Manner) -> Self {
-        Self::with(kind, manner, [LOOPBACK; 2], |_| {})
-    }
-
-    fn with(
-        kind: Kind,
-        manner: Manner,
-        near: [SocketAddr; 2],
-        change: impl FnOnce(&mut Setup),
-    ) -> Self {
-        let (echo, other) =
-            (Backend::start(near[0], Manner::Echo), Backend::start(near[1], manner));
-        let mut setup = Setup::new(kind, echo.address, other.address);
-        change(&mut setup);
-        let target = Target::start(&setup);
-        let healthy = Healthy::start(target.orders, 100);
-        std::thread::sleep(Duration::from_millis(1200));
-        healthy.forget();
-        Self { target, echo, other, healthy }
-    }
-
     fn clients(&self, count: usize) -> Vec<TcpStream> {
         (0..count).filter_map(|_| client(self.target.other, PATIENCE).ok()).collect()
     }

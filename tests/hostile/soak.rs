@@ -41,7 +41,7 @@ struct Seen {
 }
 
 #[test]
-#[ignore = "takes RINGWAY_SOAK_SECS (60) on each data path: cargo test --release --test hostile -- --ignored soak"]
+#[ignore = "takes a minute a data path: cargo test --release --test hostile -- --ignored --nocapture soak::soak"]
 fn soak() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seconds = variable("RINGWAY_SOAK_SECS").unwrap_or(60);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 /// How much a case does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scale {
-    /// For `cargo test`, on a machine that does other things too.
+    /// Enough to see what is broken, in half a minute for all cases.
     Quick,
     /// As much as the figures are to be worth.
     Full,
@@ -63,7 +63,7 @@ macro_rules! cases {
         }
         mod full {
             $(#[test]
-            #[ignore = "takes minutes: cargo test --release --test hostile -- --ignored --nocapture"]
+            #[ignore = "minutes: cargo test --release --test hostile -- --ignored --nocapture --test-threads 1 full::"]
             fn $name() {
                 crate::stage::on_both(crate::stage::Scale::Full, super::$name);
             })*
@@ -86,6 +86,40 @@ const GAUGES_AFTER: Duration = Duration::from_millis(1200);
 /// What one direction may hold, by default of `limits.high_water_bytes`.
 pub(crate) const DIRECTION_BYTES: u64 = 64 * 1024;
 
+/// A proxy between healthy sessions and their backend, and another backend.
+pub(crate) struct Rig {
+    pub(crate) target: Target,
+    pub(crate) echo: Backend,
+    pub(crate) other: Backend,
+    pub(crate) healthy: Healthy,
+}
+
+impl Rig {
+    pub(crate) fn new(kind: Kind, manner: Manner) -> Self {
+        Self::with(kind, manner, [LOOPBACK; 2], |_| {})
+    }
+
+    /// `near`: where the healthy sessions' backend and the other one are to listen.
+    pub(crate) fn with(
+        kind: Kind,
+        manner: Manner,
+        near: [SocketAddr; 2],
+        change: impl FnOnce(&mut Setup),
+    ) -> Self {
+        let echo = Backend::start(near[0], Manner::Echo);
+        let other = Backend::start(near[1], manner);
+        let mut setup = Setup::new(kind, echo.address, other.address);
+        change(&mut setup);
+        let target = Target::start(&setup);
+        let healthy = Healthy::start(target.orders, 100);
+        // Ringway sets its gauges once a second; by then the healthy sessions have their socket options too.
+        std::thread::sleep(Duration::from_millis(1200));
+        healthy.forget();
+        Self { target, echo, other, healthy }
+    }
+}
+
+/// A [`Rig`] of Ringway whose case must harm nobody and leave nothing behind.
 pub(crate) struct Stage {
     pub(crate) name: &'static str,
     pub(crate) target: Target,
@@ -108,7 +142,7 @@ impl Stage {
         Self::with(name, kind, manner, [LOOPBACK; 2], |_| {})
     }
 
-    /// `near`: where the healthy sessions' backend and the other one are to listen.
+    /// As [`Rig::with`].
     pub(crate) fn with(
         name: &'static str,
         kind: Kind,
@@ -116,14 +150,7 @@ impl Stage {
         near: [SocketAddr; 2],
         change: impl FnOnce(&mut Setup),
     ) -> Self {
-        let echo = Backend::start(near[0], Manner::Echo);
-        let other = Backend::start(near[1], manner);
-        let mut setup = Setup::new(kind, echo.address, other.address);
-        change(&mut setup);
-        let target = Target::start(&setup);
-        let healthy = Healthy::start(target.orders, 100);
-        // By then the healthy sessions have their socket options too.
-        std::thread::sleep(Duration::from_millis(1200));
+        let Rig { target, echo, other, healthy } = Rig::with(kind, manner, near, change);
         // What they say lies in buffers on its way: nothing is counted while they speak.
         healthy.hush();
         std::thread::sleep(GAUGES_AFTER);

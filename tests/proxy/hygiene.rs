@@ -1,7 +1,7 @@
 //! What sessions took is given back when they end.
 
 use crate::world::net::{Pair, Stage, assert_same, noise};
-use crate::world::program::Program;
+use crate::world::program::{Program, descriptors, resident_kib};
 use crate::world::proxy::Recipe;
 use crate::world::{has_uring, until};
 use ringway::config::DataPath;
@@ -17,7 +17,7 @@ fn a_thousand_sessions(path: DataPath) {
 }
 
 #[test]
-#[ignore = "takes minutes; run it alone"]
+#[ignore = "takes minutes: cargo test --release --test proxy -- --ignored five_thousand_sessions"]
 fn five_thousand_sessions() {
     sessions_leave_nothing_behind(DataPath::Epoll, 5000);
     if has_uring() {
@@ -52,21 +52,14 @@ fn one_round(stage: &Stage, program: &Program, sessions: u64) {
     until(5000, "all sessions end", || program.metric("ringway_shard_sessions", "") == 0.0);
 }
 
-/// Open descriptors, and kilobytes in memory.
-fn held(program: &Program) -> (usize, i64) {
-    let status = std::fs::read_to_string(program.proc("status")).unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
-    let kb = line.trim().trim_end_matches(" kB").parse().unwrap();
-    (std::fs::read_dir(program.proc("fd")).unwrap().count(), kb)
-}
-
 fn sessions_leave_nothing_behind(path: DataPath, sessions: u64) {
-    let descriptors = sys::raise_descriptor_limit();
-    assert!(descriptors > sessions * 3, "the limit of open files is {descriptors}");
+    let limit = sys::raise_descriptor_limit();
+    assert!(limit > sessions * 3, "the limit of open files is {limit}");
     let stage = Stage::new();
     let recipe = Recipe::new(path, &[stage.at()]).more("[log]\nsession_every = 0");
     let program = Program::start(recipe);
-    let idle = held(&program).0;
+    let id = program.process.id();
+    let idle = descriptors(id);
     one_round(&stage, &program, sessions);
     // Shards look after themselves once a second.
     let settled = || {
@@ -76,12 +69,12 @@ fn sessions_leave_nothing_behind(path: DataPath, sessions: u64) {
     until(3000, "all buffers are free", settled);
     std::thread::sleep(std::time::Duration::from_millis(1200));
     // Its answers to this test linger for a moment.
-    until(3000, "descriptors are as before the first round", || held(&program).0 <= idle);
-    let before_kb = held(&program).1;
+    until(3000, "descriptors are as before the first round", || descriptors(id) <= idle);
+    let before_kib = resident_kib(id);
     one_round(&stage, &program, sessions);
     until(3000, "all buffers are free", settled);
-    until(3000, "memory is as it was", || held(&program).1 <= before_kb + 2048);
-    until(3000, "descriptors are as before the second round", || held(&program).0 <= idle);
+    until(3000, "memory is as it was", || resident_kib(id) <= before_kib + 2048);
+    until(3000, "descriptors are as before the second round", || descriptors(id) <= idle);
     assert_eq!(program.metric("ringway_sessions", ""), 0.0);
     for metric in ["ringway_watchdog_total", "ringway_stale_completions_total"] {
         assert_eq!(program.metric(metric, ""), 0.0, "{metric}");

@@ -185,7 +185,7 @@ fn ten_of_each(path: DataPath) {
 }
 
 #[test]
-#[ignore = "takes a minute: cargo test --test upgrade -- --ignored --nocapture --test-threads=1 ten"]
+#[ignore = "a minute: cargo test --release --test upgrade -- --ignored --nocapture --test-threads 1 ten_failing"]
 fn ten_failing_upgrades_of_each_kind_on_uring() {
     if crate::world::has_uring() {
         ten_of_each(DataPath::Uring);
@@ -193,7 +193,7 @@ fn ten_failing_upgrades_of_each_kind_on_uring() {
 }
 
 #[test]
-#[ignore = "takes a minute: cargo test --test upgrade -- --ignored --nocapture --test-threads=1 ten"]
+#[ignore = "a minute: cargo test --release --test upgrade -- --ignored --nocapture --test-threads 1 ten_failing"]
 fn ten_failing_upgrades_of_each_kind_on_epoll() {
     ten_of_each(DataPath::Epoll);
 }

@@ -1,10 +1,10 @@
 //! A line of processes at one path: the first is this test's child, each other the child of the one before.
 
 use crate::world::net::{PATIENCE, free_address};
-use crate::world::program::{Process, RINGWAY, Ran, run};
+use crate::world::program::{Process, RINGWAY, Ran, get, numbers, run, sum_of};
 use crate::world::proxy::{Recipe, scratch};
 use crate::world::until;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -113,9 +113,7 @@ impl Line {
 
     /// The sum of a metric over the rows whose labels contain `label`.
     pub fn metric(&self, name: &str, label: &str) -> f64 {
-        let rows = self.metrics().into_iter();
-        let rows = rows.filter(|(row, _)| row.split('{').next() == Some(name));
-        rows.filter(|(row, _)| row.contains(label)).map(|(_, n)| n).sum()
+        sum_of(&self.metrics(), name, label)
     }
 }
 
@@ -133,25 +131,6 @@ impl Drop for Line {
         let _ = std::fs::remove_file(&self.config);
         let _ = std::fs::remove_file(&self.program);
     }
-}
-
-/// Status and body of a GET, where there is an answer.
-pub fn get(admin: SocketAddr, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(admin).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: ringway\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
-}
-
-/// Every number of the metrics, by series.
-pub fn numbers(text: &str) -> Vec<(String, f64)> {
-    let rows = text.lines().filter(|line| !line.starts_with('#'));
-    let rows = rows.filter_map(|line| line.rsplit_once(' '));
-    rows.map(|(series, n)| (series.to_owned(), n.parse().unwrap())).collect()
 }
 
 /// Sends a signal to a process of this test's line, if it is still there.

@@ -213,9 +213,10 @@ fn scraping_has_no_gap_and_totals_never_fall(path: DataPath) {
         let scraper = scope.spawn(|| {
             let (mut last, mut count) = (Vec::new(), 0);
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                let (status, text) = crate::line::get(admin, "/metrics").expect("an answer");
+                let (status, text) =
+                    crate::world::program::get(admin, "/metrics").expect("an answer");
                 assert_eq!(status, 200);
-                let now = crate::line::numbers(&text);
+                let now = crate::world::program::numbers(&text);
                 for (series, n) in last.iter().filter(|(s, _): &&(String, f64)| is_total(s)) {
                     let found = now.iter().find(|(s, _)| s == series).map(|(_, n)| *n);
                     assert!(found.is_some_and(|now| now >= *n), "{series}: {n}, then {found:?}");

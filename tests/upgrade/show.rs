@@ -2,6 +2,7 @@
 
 use crate::line::{Line, Stream};
 use crate::world::net::{Backend, connect, finish, noise, try_echo};
+use crate::world::program::{descriptors, resident_kib};
 use crate::world::proxy::Recipe;
 use crate::world::{has_uring, pause};
 use ringway::config::DataPath;
@@ -115,10 +116,7 @@ fn received(mut from: &TcpStream, expected: &[u8]) -> Result<bool, String> {
 
 /// Resident memory in KiB, and open descriptors.
 fn size_of(pid: u32) -> (u64, usize) {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let rss = rss.trim().trim_end_matches(" kB").parse().unwrap();
-    (rss, std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count())
+    (resident_kib(pid), descriptors(pid))
 }
 
 /// The bound below which this share of all pauses was, in milliseconds.
@@ -191,7 +189,7 @@ fn show(path: DataPath) {
 }
 
 #[test]
-#[ignore = "takes half a minute: cargo test --test upgrade -- --ignored --nocapture --test-threads=1 ten"]
+#[ignore = "half a minute: cargo test --release --test upgrade -- --ignored --nocapture --test-threads 1 ten_upgrades"]
 fn ten_upgrades_in_a_row_on_uring() {
     if has_uring() {
         show(DataPath::Uring);
@@ -199,7 +197,7 @@ fn ten_upgrades_in_a_row_on_uring() {
 }
 
 #[test]
-#[ignore = "takes half a minute: cargo test --test upgrade -- --ignored --nocapture --test-threads=1 ten"]
+#[ignore = "half a minute: cargo test --release --test upgrade -- --ignored --nocapture --test-threads 1 ten_upgrades"]
 fn ten_upgrades_in_a_row_on_epoll() {
     show(DataPath::Epoll);
 }

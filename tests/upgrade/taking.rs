@@ -166,7 +166,7 @@ fn a_lane_whose_ring_misbehaved_stays_on_epoll() {
         new.serving();
         let session = connect(new.at);
         echo(&session, b"begun");
-        let (_, text) = crate::line::get(admin, "/metrics").unwrap();
+        let (_, text) = crate::world::program::get(admin, "/metrics").unwrap();
         let begun =
             format!("ringway_begun_total{{shard=\"{}\",path=\"{path}\"}} 1", held_ms.min(1));
         assert!(text.contains(&begun), "{begun}: {text}");

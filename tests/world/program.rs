@@ -172,26 +172,14 @@ impl Program {
 
     /// Status (0: no answer) and body of a GET.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let Ok(mut stream) = TcpStream::connect(self.admin) else { return (0, String::new()) };
-        stream.set_read_timeout(Some(super::net::PATIENCE)).unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: ringway\r\nConnection: close\r\n\r\n");
-        let mut answer = String::new();
-        let asked = stream.write_all(request.as_bytes());
-        if asked.and_then(|()| stream.read_to_string(&mut answer)).is_err() {
-            return (0, String::new());
-        }
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-        let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-        (status.unwrap_or(0), body.to_owned())
+        get(self.admin, path).unwrap_or_default()
     }
 
     /// The sum of a metric over the rows whose labels contain `label`.
     pub fn metric(&self, name: &str, label: &str) -> f64 {
         let (status, text) = self.get("/metrics");
         assert_eq!(status, 200);
-        let rows = text.lines().filter(|l| !l.starts_with('#') && l.contains(label));
-        let rows = rows.filter(|l| l.split(['{', ' ']).next() == Some(name));
-        rows.map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+        sum_of(&numbers(&text), name, label)
     }
 
     /// A file of /proc/PID.
@@ -214,4 +202,41 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.file);
     }
+}
+
+/// Status and body of a GET, where there is an answer.
+pub fn get(admin: SocketAddr, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(admin).ok()?;
+    stream.set_read_timeout(Some(super::net::PATIENCE)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: ringway\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+}
+
+/// Every number of the metrics, by series.
+pub fn numbers(text: &str) -> Vec<(String, f64)> {
+    let rows = text.lines().filter(|line| !line.starts_with('#'));
+    let rows = rows.filter_map(|line| line.rsplit_once(' '));
+    rows.map(|(series, n)| (series.to_owned(), n.parse().unwrap())).collect()
+}
+
+/// The sum of a metric over the series whose labels contain `label`.
+pub fn sum_of(numbers: &[(String, f64)], name: &str, label: &str) -> f64 {
+    let own = numbers.iter().filter(|(series, _)| series.split('{').next() == Some(name));
+    own.filter(|(series, _)| series.contains(label)).map(|(_, n)| n).sum()
+}
+
+/// Resident memory of a process, in KiB.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// Descriptors a process has open.
+pub fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
 }

@@ -222,7 +222,7 @@ proptest! {
         let paths = ENDPOINTS.iter().filter(|e| matches!(e.does, Does::Order(_)));
         let paths: Vec<&Endpoint> = paths.collect();
         let endpoint = paths[at.index(paths.len())];
-        let path = endpoint.path.replace("NAME", "17");
+        let path = endpoint.path.replace("NAME", "17").replace("ID", "17");
         match order_of(&endpoint.method, &path, body.as_bytes()) {
             Ok(Order::Canary { listener, percent }) => {
                 prop_assert_eq!(&listener, "17");
@@ -254,7 +254,8 @@ proptest! {
         let method = Method::from_bytes(method.as_bytes()).unwrap();
         match find(&method, &path) {
             Ok((endpoint, name)) => {
-                prop_assert_eq!(endpoint.path.replace("NAME", name), path);
+                let pattern = if endpoint.path.contains("ID") { "ID" } else { "NAME" };
+                prop_assert_eq!(endpoint.path.replace(pattern, name), path);
             }
             Err(fault) => prop_assert!([404, 405].contains(&fault.status().as_u16()), "{fault:?}"),
         }

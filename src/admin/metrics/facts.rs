@@ -61,7 +61,7 @@ impl Facts {
         }
     }
 
-    /// Which reasons any session has ended with: the others would be 19 rows of 0 for each route.
+    /// Which reasons any session has ended with: the others would be rows of 0 for each route.
     pub(super) fn reasons_seen(&self) -> impl Iterator<Item = (usize, &'static str)> + '_ {
         let all = EndReason::ALL.iter().map(|reason| reason.label()).enumerate();
         all.filter(|&(at, _)| self.routes.iter().any(|route| route.ended[at] > 0))

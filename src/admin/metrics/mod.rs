@@ -101,6 +101,14 @@ impl Samples {
         }
     }
 
+    /// One time a shard, counted in nanoseconds.
+    fn shard_seconds(&mut self, facts: &Facts, ns: impl Fn(&ShardTally) -> &Count) {
+        for shard in &facts.shards {
+            let number = shard.id.to_string();
+            self.put(&[&number, &shard.path], seconds(ns(&shard.tally).get()));
+        }
+    }
+
     /// One histogram a shard.
     fn shard_spreads<const N: usize>(
         &mut self,

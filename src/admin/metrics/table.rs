@@ -198,23 +198,13 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         "ringway_shard_cpu_seconds_total",
         SHARD,
         "CPU time of the shard's thread, user and system.",
-        |f, s| {
-            for shard in &f.shards {
-                let seconds = shard.tally.cpu_ns.get() as f64 / 1e9;
-                s.put(&[&shard.id.to_string(), &shard.path], seconds);
-            }
-        },
+        |f, s| s.shard_seconds(f, |t| &t.cpu_ns),
     ),
     counter(
         "ringway_spun_in_vain_seconds_total",
         SHARD,
         "Time the shard looked for work without sleeping and found none.",
-        |f, s| {
-            for shard in &f.shards {
-                let seconds = shard.tally.spun_in_vain_ns.get() as f64 / 1e9;
-                s.put(&[&shard.id.to_string(), &shard.path], seconds);
-            }
-        },
+        |f, s| s.shard_seconds(f, |t| &t.spun_in_vain_ns),
     ),
     Definition {
         name: "ringway_turn_work_seconds",

@@ -31,15 +31,7 @@ pub(super) struct Near {
 
 /// Small kernel buffers, so that a send blocks soon.
 pub(super) fn small_buffers() -> Tcp {
-    Tcp {
-        nodelay: true,
-        keepalive: None,
-        user_timeout_ms: None,
-        send_buffer_bytes: Some(16 * 1024),
-        receive_buffer_bytes: None,
-        notsent_lowat_bytes: None,
-        congestion: None,
-    }
+    Tcp { send_buffer_bytes: Some(16 * 1024), ..Tcp::PLAIN }
 }
 
 pub(super) const fn key(slot: u32, generation: u32) -> Key {

@@ -6,15 +6,6 @@ use super::*;
 use crate::driver::{Received, Way};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-const TCP: Tcp = Tcp {
-    nodelay: true,
-    keepalive: None,
-    user_timeout_ms: None,
-    send_buffer_bytes: None,
-    receive_buffer_bytes: None,
-    notsent_lowat_bytes: None,
-    congestion: None,
-};
 const LISTENER: ListenerId = ListenerId(0);
 const MS: u64 = 1_000_000;
 
@@ -60,7 +51,7 @@ impl Relay {
         let generation = self.generations.entry(slot).and_modify(|n| *n += 1).or_insert(0);
         let key = Key { slot, generation: *generation };
         let address = address(u16::try_from(slot % 3).unwrap());
-        let Ok(backend) = self.driver.socket(address, &TCP) else {
+        let Ok(backend) = self.driver.socket(address, &Tcp::PLAIN) else {
             self.driver.abort(&client);
             return self.driver.close(None, client);
         };
@@ -436,7 +427,7 @@ fn a_caller_who_moves_straight_what_is_in_flight_is_told() {
     assert!(said.contains("is sent to straight with a Send in flight"), "{said}");
     let carried = |wrong: &dyn Fn(&mut Sim, &Socket, &Socket)| {
         complaint(|driver, client| {
-            let backend = driver.socket(address(0), &TCP).unwrap();
+            let backend = driver.socket(address(0), &Tcp::PLAIN).unwrap();
             driver.attach(KEY, Side::Backend, &backend).unwrap();
             wrong(driver, &client, &backend);
             let stride = Stride { tail_max: 512, by: Way::Buffer };
@@ -486,7 +477,7 @@ fn each_fault_can_happen() {
     assert_eq!(said(Fault::NoBuffers), Received::Failed(Errno::NO_BUFFERS));
     assert!(matches!(said(Fault::Break), Received::Failed(_)));
     let (_world, mut driver, client, _far) = scene(certain(Fault::SocketFails));
-    assert_eq!(driver.socket(address(0), &TCP), Err(Errno(libc::EMFILE)));
+    assert_eq!(driver.socket(address(0), &Tcp::PLAIN), Err(Errno(libc::EMFILE)));
     driver.close(Some((KEY, Side::Client)), client);
     let (_world, mut driver, _client, _far) = scene(certain(Fault::Freeze));
     let until = driver.now().plus_ms(1);

@@ -1,8 +1,9 @@
 //! Shards as they ship, in simulated networks: a seed draws the network's faults, the ends, the config and control's
 //! orders, and [`Property`] names what has to hold.
 //!
-//! `RINGWAY_SEED=417 cargo test simulation` replays one seed and prints what happened. `cargo test --release --
-//! --ignored simulation` runs `RINGWAY_SEEDS` seeds (a million) from `RINGWAY_SEED_FROM` on.
+//! `RINGWAY_SEED=417 cargo test simulation` replays one seed and prints what happened.
+//! `cargo test --release --lib -- --ignored --nocapture million_seeds` runs `RINGWAY_SEEDS` seeds (a million) from
+//! `RINGWAY_SEED_FROM` on.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -130,7 +131,7 @@ fn a_seed_does_the_same_twice() {
 }
 
 #[test]
-#[ignore = "a million seeds take minutes: cargo test --release -- --ignored simulation"]
+#[ignore = "a million seeds take minutes: cargo test --release --lib -- --ignored --nocapture million_seeds"]
 fn every_property_holds_for_a_million_seeds() {
     let from = number("RINGWAY_SEED_FROM").unwrap_or(0);
     let seeds = number("RINGWAY_SEEDS").unwrap_or(1_000_000);

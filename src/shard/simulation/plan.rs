@@ -261,7 +261,7 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         ]),
         sessions_max: if rng.chance(Rate::one_in(8)) { rng.pick(&[1, 2, 4, 6]) } else { 1000 },
         timeouts: drawn_timeouts(rng),
-        tcp: TCP,
+        tcp: Tcp::PLAIN,
     });
     let listeners = listeners.collect();
     let pools = (0..2)
@@ -291,16 +291,6 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         source: Source::default(),
     }
 }
-
-const TCP: Tcp = Tcp {
-    nodelay: true,
-    keepalive: None,
-    user_timeout_ms: None,
-    send_buffer_bytes: None,
-    receive_buffer_bytes: None,
-    notsent_lowat_bytes: None,
-    congestion: None,
-};
 
 fn drawn_timeouts(rng: &mut Rng) -> Timeouts {
     let ms = |rng: &mut Rng| u32::try_from(rng.log_within(20, 20_000)).expect("it is 20 s at most");

@@ -355,15 +355,6 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         idle_ms: time(bytes),
         age_ms: time(bytes),
     };
-    let tcp = Tcp {
-        nodelay: true,
-        keepalive: None,
-        user_timeout_ms: None,
-        send_buffer_bytes: None,
-        receive_buffer_bytes: None,
-        notsent_lowat_bytes: None,
-        congestion: None,
-    };
     let hops = [Hop::Auto, Hop::Multishot, Hop::Linked, Hop::Oneshot, Hop::Wide, Hop::Hot];
     let listener = Listener {
         name: "orders".into(),
@@ -376,7 +367,7 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         hop: hops[usize::from(bytes.below(4))],
         sessions_max: u32::from(bytes.byte() | 1),
         timeouts,
-        tcp,
+        tcp: Tcp::PLAIN,
     };
     let buffer_bytes = 64 << bytes.below(6);
     let limits = Limits {
