@@ -96,7 +96,7 @@ pub(in crate::driver) fn last_errno() -> Errno {
 }
 
 /// `result`, or errno where it is negative.
-fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
+pub(in crate::driver) fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
     if result < 0 { Err(last_errno()) } else { Ok(result) }
 }
 
@@ -196,7 +196,7 @@ pub(in crate::driver) fn guard(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     tcp.user_timeout_ms.map_or(Ok(()), |ms| set(fd, ip, libc::TCP_USER_TIMEOUT, ms))
 }
 
-fn set(fd: i32, level: i32, name: i32, value: u32) -> Result<(), Errno> {
+pub(in crate::driver) fn set(fd: i32, level: i32, name: i32, value: u32) -> Result<(), Errno> {
     set_bytes(fd, level, name, &value.to_ne_bytes())
 }
 
