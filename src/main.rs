@@ -5,9 +5,9 @@
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, value_parser};
 use ringway::config::{Config, DataPath, Percent, file};
-use ringway::control::Outcome;
 use ringway::control::handover::take::Legacy;
 use ringway::control::order::{Answer, Order};
+use ringway::control::{Outcome, favours};
 use ringway::run::Running;
 use ringway::{admin, bench, demo, driver};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -218,6 +218,9 @@ fn check(path: &Path) -> ExitCode {
             let listeners = count(config.listeners.len(), "listener");
             let pools = count(config.pools.len(), "pool");
             print(&format!("{}: good, {listeners}, {pools}\n", path.display()));
+            if let Some(why) = favours::caution(&config.shards, &driver::sys::affinity()) {
+                complain(&format!("{}: caution: {why}", path.display()));
+            }
             ExitCode::SUCCESS
         }
         Err((code, why)) => tell(code, &why),

@@ -11,6 +11,8 @@ mod canary;
 mod carry;
 #[path = "proxy/dialing.rs"]
 mod dialing;
+#[path = "proxy/favours.rs"]
+mod favours;
 #[path = "proxy/flips.rs"]
 mod flips;
 #[path = "proxy/hygiene.rs"]

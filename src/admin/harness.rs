@@ -41,7 +41,7 @@ pub(super) fn config() -> Config {
         data_path: DataPath::Auto,
         data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: Some(1), cpus: None, rebalance: true, pin: false, busy_poll_us: 0 },
+        shards: Shards { count: Some(1), pin: false, ..Shards::default() },
         limits: Limits {
             sessions_max: 10,
             high_water_bytes: 65_536,

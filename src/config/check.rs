@@ -5,7 +5,7 @@
 use super::fault::{Fault, nearest};
 use super::file::{Written, WrittenAdmin, WrittenBackend, WrittenListener, WrittenPool};
 use super::section::{Report, path};
-use super::{Admin, Backend, Config, Limits, Listener, Name, Percent, Pool, Shards, Source};
+use super::{Admin, Backend, Config, Limits, Listener, Name, Percent, Pool, Shards, Source, Steer};
 use super::{limits, token};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -56,6 +56,10 @@ fn check_limits(limits: &Limits, shards: &Shards, report: &mut Report) {
     if high_water < buffer && report.sound(key) && report.sound("limits.buffer_bytes") {
         let rule = format!("must be at least limits.buffer_bytes, {buffer}: a receive fills it");
         report.fault(key, high_water, rule);
+    }
+    if shards.steer == Steer::Cpu && !shards.pin && report.sound("shards.pin") {
+        let rule = "must be \"hash\" without shards.pin: a shard that moves has no CPU to steer to";
+        report.fault("shards.steer", shown_text(shards.steer.label()), rule);
     }
     let Some(count) = shards.count else { return };
     let cpus = shards.cpus.as_ref().map_or(usize::MAX, |cpus| cpus.len());

@@ -8,7 +8,7 @@ pub use super::section::Setting;
 use super::inherited::{TIMEOUTS, WrittenTcp, read_timeouts};
 use super::section::{NAME_DOMAIN, Report, Section, is_name, read_root};
 use super::{Config, DataPath, Hop, Limits, Log, LogFormat, LogLevel, Name, OnBackendFail};
-use super::{Percent, Shards, Source, Stop, Tcp, Timeouts, check, limits};
+use super::{Percent, Shards, Source, Steer, Stop, Tcp, Timeouts, check, limits};
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -197,6 +197,24 @@ fn read_shards(s: &mut Section<'_>) -> Shards {
             0,
             0..=limits::BUSY_POLL_US_MAX,
             "how long a shard looks for work without sleeping after something moved; 0: it sleeps at once",
+        ),
+        napi_busy_poll_us: s.number(
+            "napi_busy_poll_us",
+            0,
+            0..=limits::NAPI_BUSY_POLL_US_MAX,
+            "how long the kernel asks the network card itself while a shard waits; 0: it does not",
+        ),
+        fifo_priority: s.number(
+            "fifo_priority",
+            0,
+            0..=limits::FIFO_PRIORITY_MAX,
+            "real-time priority of shards (SCHED_FIFO); 0: the ordinary scheduler",
+        ),
+        steer: s.choice(
+            "steer",
+            Steer::Hash,
+            &[("hash", Steer::Hash), ("cpu", Steer::Cpu)],
+            "which shard a new client comes to: any, evened out; or the one on the CPU its packets arrive on",
         ),
     }
 }

@@ -80,6 +80,11 @@ pub const WIDE_AFTER: u8 = 8;
 pub const WIDE_UNTIL: u8 = 2;
 /// Longest time a shard may be told to look for work without sleeping after something moved.
 pub const BUSY_POLL_US_MAX: u32 = 1_000_000;
+/// How long one wait may ask the network card: epoll does so before it looks at its own timeout, so timers may be as
+/// late.
+pub const NAPI_BUSY_POLL_US_MAX: u32 = 10_000;
+/// Highest real-time priority (sched_get_priority_max of SCHED_FIFO).
+pub const FIFO_PRIORITY_MAX: u8 = 99;
 /// How many windows of looking in vain a shard may save up.
 pub const SPIN_BUDGET_WINDOWS: u64 = 10;
 /// One part in so many of all time may be spent on looking in vain.

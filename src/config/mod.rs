@@ -113,6 +113,48 @@ pub struct Shards {
     pub pin: bool,
     /// How long a shard looks for work without sleeping after something moved; 0: not at all.
     pub busy_poll_us: u32,
+    /// How long the kernel asks the network card itself while a shard waits (NAPI busy polling); 0: not at all.
+    pub napi_busy_poll_us: u32,
+    /// Real-time priority of the shards' threads (SCHED_FIFO); 0: the ordinary scheduler.
+    pub fifo_priority: u8,
+    /// Which shard a new client comes to.
+    pub steer: Steer,
+}
+
+impl Default for Shards {
+    /// As where a file says nothing.
+    fn default() -> Self {
+        Self {
+            count: None,
+            cpus: None,
+            rebalance: true,
+            pin: true,
+            busy_poll_us: 0,
+            napi_busy_poll_us: 0,
+            fifo_priority: 0,
+            steer: Steer::Hash,
+        }
+    }
+}
+
+/// Which shard a new client comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steer {
+    /// Any: the kernel spreads clients by a hash, and shards even them out.
+    Hash,
+    /// The one on the CPU its packets arrive on.
+    Cpu,
+}
+
+impl Steer {
+    /// Its word in the config and in status.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Hash => "hash",
+            Self::Cpu => "cpu",
+        }
+    }
 }
 
 /// What bounds the whole process.

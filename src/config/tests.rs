@@ -260,6 +260,29 @@ fn limits_fit_each_other() {
 }
 
 #[test]
+fn what_shards_ask_of_the_kernel_is_bounded() {
+    let shards = |lines: &str| format!("[shards]\n{lines}\n[admin]");
+    let good = "napi_busy_poll_us = 10000\nfifo_priority = 99\nsteer = \"cpu\"";
+    let text = GOOD.replace("[admin]", &shards(good));
+    let read = parse(&text).expect("it is good").shards;
+    assert_eq!((read.napi_busy_poll_us, read.fifo_priority), (10_000, 99));
+    assert_eq!(read.steer, crate::config::Steer::Cpu);
+    for (line, starts) in [
+        ("napi_busy_poll_us = 10001", "shards.napi_busy_poll_us = 10001: must be 0..=10000"),
+        ("fifo_priority = 100", "shards.fifo_priority = 100: must be 0..=99"),
+        ("fifo_priority = -1", "shards.fifo_priority = -1: must be 0..=99"),
+        ("steer = \"numa\"", "shards.steer = \"numa\": must be \"hash\" or \"cpu\""),
+        (
+            "steer = \"cpu\"\npin = false",
+            "shards.steer = \"cpu\": must be \"hash\" without shards.pin",
+        ),
+        ("steer = \"cpu\"\npin = 3", "shards.pin = 3: must be true or false"),
+    ] {
+        one_fault("[admin]", &shards(line), starts);
+    }
+}
+
+#[test]
 fn the_admin_endpoint_is_guarded() {
     let open = "bind = \"127.0.0.1:9900\"";
     let wide = |more: &str| format!("bind = \"0.0.0.0:9900\"\n{more}");

@@ -1,8 +1,9 @@
 //! What everybody may look at: the snapshot in force, the shards' tallies, whether Ringway is ready. Control writes it,
 //! the admin endpoint and tests read it; nobody waits for anybody.
 
+use super::favours::Granted;
 use super::totals::Totals;
-use crate::config::{DataPath, Name, Percent, limits};
+use crate::config::{DataPath, Name, Percent, Steer, limits};
 use crate::driver::Kind;
 use crate::policy::health::Fault;
 use crate::policy::snapshot::Snapshot;
@@ -48,6 +49,8 @@ pub struct Board {
     pub upgrades_failed: AtomicU64,
     /// Process id of the one before, while it has sessions to hand over; else 0.
     pub predecessor: AtomicU32,
+    /// Whether the kernel refuses to steer clients to the CPU their packets arrive on.
+    pub unsteered: AtomicBool,
     /// What the processes before this one counted.
     pub inherited: ArcSwapOption<Totals>,
 }
@@ -97,6 +100,10 @@ pub struct ShardEntry {
     pub tally: Arc<Tally>,
     /// How much of a core it used of late, in thousandths.
     pub busy: AtomicU64,
+    /// Its real-time priority (SCHED_FIFO); 0: it has none.
+    pub priority: u8,
+    /// Whether the kernel asks the network card itself while it waits.
+    pub polls_card: bool,
 }
 
 impl ShardEntry {
@@ -104,7 +111,13 @@ impl ShardEntry {
     #[must_use]
     pub const fn new(id: usize, kind: Kind, cpu: Option<usize>, tally: Arc<Tally>) -> Self {
         let (serving, busy) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { id, kind, cpu, serving, tally, busy }
+        Self { id, kind, cpu, serving, tally, busy, priority: 0, polls_card: false }
+    }
+
+    /// The same with what it was granted beyond what it needs.
+    #[must_use]
+    pub(super) fn with(self, granted: Granted) -> Self {
+        Self { priority: granted.priority(), polls_card: granted.polls_card(), ..self }
     }
 }
 
@@ -130,6 +143,7 @@ impl Board {
             upgrades_failed: AtomicU64::new(0),
             predecessor: AtomicU32::new(0),
             inherited: ArcSwapOption::empty(),
+            unsteered: AtomicBool::new(false),
         }
     }
 
@@ -195,6 +209,13 @@ impl Board {
         [percent(self.on_path(path.kind, |shard| &shard.tally.shard.sessions)), percent(since)]
     }
 
+    /// Which shard new clients come to: as the config says, unless that was refused.
+    #[must_use]
+    pub fn steers(&self) -> Steer {
+        let wanted = self.snapshot.load().config.shards.steer;
+        if self.unsteered.load(Relaxed) { Steer::Hash } else { wanted }
+    }
+
     /// Everything an operator asks first.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -213,6 +234,7 @@ impl Board {
                 let last = self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner);
                 last.iter().cloned().collect()
             },
+            steer: self.steers().label(),
             sessions: self.sessions(),
             shards: shards.iter().map(|s| ShardStatus::of(s)).collect(),
             listeners: listeners_of(&snapshot, &shards),
@@ -236,6 +258,8 @@ pub struct Status {
     pub data_path: Option<PathStatus>,
     /// Shards that went back to epoll because their ring misbehaved: the last of them.
     pub rollbacks: Vec<RollBack>,
+    /// Which shard new clients come to: as the config says, unless that was refused.
+    pub steer: &'static str,
     /// Sessions open now.
     pub sessions: u64,
     /// All shards ever started.
@@ -279,6 +303,10 @@ pub struct ShardStatus {
     sessions: u64,
     /// How much of a core it used of late, in percent.
     load_percent: f64,
+    /// Its real-time priority (SCHED_FIFO); 0: it has none.
+    fifo_priority: u8,
+    /// Whether the kernel asks the network card itself while it waits.
+    napi_busy_poll: bool,
 }
 
 /// One listener.
@@ -329,6 +357,8 @@ impl ShardStatus {
             serving: shard.serving.load(Relaxed),
             sessions: shard.tally.shard.sessions.get(),
             load_percent: shard.busy.load(Relaxed) as f64 / 10.0,
+            fifo_priority: shard.priority,
+            napi_busy_poll: shard.polls_card,
         }
     }
 }

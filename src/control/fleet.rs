@@ -10,6 +10,7 @@ mod ask;
 pub(super) use arrange::other;
 
 use super::board::{Board, ShardEntry};
+use super::favours::{Favours, Wishes};
 use super::ports::Port;
 use super::{Cause, worker};
 use crate::config::{Config, Percent};
@@ -34,6 +35,7 @@ pub(super) struct Fleet {
     causes: mpsc::Sender<Cause>,
     journal: mpsc::SyncSender<Ended>,
     lanes: Vec<Lane>,
+    favours: Favours,
     /// What the uring driver may rely on here.
     credit: bool,
     /// Which driver's shards accept clients.
@@ -93,6 +95,7 @@ impl Fleet {
     ) -> io::Result<Self> {
         let lanes = lanes(config)?;
         Ok(Self {
+            favours: Favours::of(config, &sys::affinity(), &board),
             board,
             causes,
             journal,
@@ -250,6 +253,7 @@ impl Fleet {
             cpu,
             credit: self.credit,
             busy_poll_us: snapshot.config.shards.busy_poll_us,
+            wishes: Wishes::of(&snapshot.config.shards),
             buffers: snapshot.config.limits.buffers_per_shard,
             buffer_bytes: snapshot.config.limits.buffer_bytes,
             snapshot: Arc::clone(&self.board.snapshot),
@@ -258,9 +262,10 @@ impl Fleet {
             journal: self.journal.clone(),
             causes: self.causes.clone(),
         };
-        let (mail, thread) = worker::start(order)?;
+        let (mail, thread, granted) = worker::start(order)?;
+        self.favours.judge(kind, granted);
         self.next_shard += 1;
-        let entry = Arc::new(ShardEntry::new(id, kind, cpu, tally));
+        let entry = Arc::new(ShardEntry::new(id, kind, cpu, tally).with(granted));
         self.board.add_shard(Arc::clone(&entry));
         self.lanes[lane].shards.push(Member { entry, load, mail, thread });
         Ok(())

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+pub mod favours;
 mod fleet;
 pub mod handover;
 pub mod notify;

@@ -39,6 +39,10 @@ impl std::fmt::Display for PortError {
                 "ports below 1024 need CAP_NET_BIND_SERVICE: grant it or change bind"
             }
             io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
+            // Of all that is asked for only this can be missing.
+            io::ErrorKind::NotFound => {
+                "this kernel has no such tcp.congestion: net.ipv4.tcp_available_congestion_control lists those it has"
+            }
             _ => "the system refused it",
         };
         write!(f, "{key}: cannot listen on {bind}: {error} ({advice})")

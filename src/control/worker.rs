@@ -1,6 +1,7 @@
 //! A shard's thread: made here, so that its driver is made in the thread that will use it, and watched to its end.
 
 use super::Cause;
+use super::favours::{Granted, Wishes};
 use crate::driver::epoll::Epoll;
 use crate::driver::uring::Uring;
 use crate::driver::{Driver, Kind, sys};
@@ -23,6 +24,7 @@ pub(super) struct Order {
     pub(super) cpu: Option<usize>,
     pub(super) credit: bool,
     pub(super) busy_poll_us: u32,
+    pub(super) wishes: Wishes,
     pub(super) buffers: u16,
     pub(super) buffer_bytes: u32,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -32,23 +34,26 @@ pub(super) struct Order {
     pub(super) causes: mpsc::Sender<Cause>,
 }
 
+/// How others reach a shard that has started, and what it was granted.
+type Started = (Mail, Granted);
+
 /// Starts a shard's thread, and waits until its driver is made.
 ///
 /// # Errors
 /// Where the system gives no thread, the CPU cannot be had, or the kernel refuses the driver.
-pub(super) fn start(order: Order) -> io::Result<(Mail, JoinHandle<()>)> {
+pub(super) fn start(order: Order) -> io::Result<(Mail, JoinHandle<()>, Granted)> {
     let (started, ready) = mpsc::channel();
     let name = format!("{}-{}", order.kind.label(), order.id);
     let thread = std::thread::Builder::new().name(name).spawn(move || live(order, &started))?;
     match ready.recv() {
-        Ok(Ok(mail)) => Ok((mail, thread)),
+        Ok(Ok((mail, granted))) => Ok((mail, thread, granted)),
         Ok(Err(e)) => Err(e),
         Err(_) => Err(io::Error::other("the shard's thread ended before it was ready")),
     }
 }
 
 /// The life of a shard's thread.
-fn live(order: Order, started: &mpsc::Sender<io::Result<Mail>>) {
+fn live(order: Order, started: &mpsc::Sender<io::Result<Started>>) {
     let (id, causes) = (order.id, order.causes.clone());
     let (buffers, bytes, credit) = (order.buffers, order.buffer_bytes, order.credit);
     let lived = catch_unwind(AssertUnwindSafe(|| match order.kind {
@@ -67,16 +72,19 @@ fn live(order: Order, started: &mpsc::Sender<io::Result<Mail>>) {
 fn run<D: Driver>(
     make: impl FnOnce() -> io::Result<D>,
     order: Order,
-    started: &mpsc::Sender<io::Result<Mail>>,
+    started: &mpsc::Sender<io::Result<Started>>,
 ) -> io::Result<()> {
+    // Bound to its CPU first: the driver's memory then comes from where the shard runs, for the kernel takes a page
+    // from the node of the thread that touches it first, and buffers are touched here alone, as they are used.
     let made = order.cpu.map_or(Ok(()), sys::pin).and_then(|()| make());
-    let driver = match made {
+    let mut driver = match made {
         Ok(driver) => driver,
         Err(e) => {
             let _ = started.send(Err(e));
             return Ok(());
         }
     };
+    let granted = order.wishes.ask(&mut driver);
     let (mail, orders) = Mail::new(driver.waker());
     let (id, causes) = (order.id, order.causes);
     let parts = Parts {
@@ -94,7 +102,7 @@ fn run<D: Driver>(
         journal: Some(order.journal),
     };
     let mut shard = Shard::new(driver, parts);
-    let _ = started.send(Ok(mail));
+    let _ = started.send(Ok((mail, granted)));
     let lived = catch_unwind(AssertUnwindSafe(|| {
         loop {
             match shard.step() {

@@ -195,7 +195,7 @@ fn config(engines: [SocketAddr; 2]) -> Config {
         data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
         // Flow, engines and shards share the machine here: a pinned shard would wait behind them.
-        shards: Shards { count: None, cpus: None, rebalance: true, pin: false, busy_poll_us: 0 },
+        shards: Shards { pin: false, ..Shards::default() },
         limits: Limits {
             sessions_max: limits::SESSIONS_DEFAULT,
             high_water_bytes: limits::HIGH_WATER_DEFAULT,

@@ -25,6 +25,7 @@
 pub mod contract;
 mod direct;
 pub mod epoll;
+pub mod favours;
 pub mod handoff;
 pub mod pick;
 mod pipe;
@@ -37,6 +38,7 @@ mod wide;
 
 use crate::config::Tcp;
 use crate::time::Time;
+use favours::CardPolling;
 use pool::{BufferId, Pool};
 use std::io;
 use std::net::SocketAddr;
@@ -387,6 +389,13 @@ pub trait Driver {
     /// What setsockopt(2) says.
     fn guard(&mut self, _socket: &Socket, _tcp: &Tcp) -> Result<(), Errno> {
         Ok(())
+    }
+
+    /// Has the kernel ask the network card itself (NAPI busy polling), for up to `us` microseconds of each wait and at
+    /// plain reads of sockets this driver makes from now on. epoll polls before it looks at its timeout, so a turn may
+    /// be as much longer. A driver without a kernel has no card.
+    fn poll_card(&mut self, _us: u32) -> CardPolling {
+        CardPolling::NONE
     }
 
     /// Tells the driver that `socket` is `side` of the session `key`, before anything else is asked of it.

@@ -96,7 +96,7 @@ pub(in crate::driver) fn last_errno() -> Errno {
 }
 
 /// `result`, or errno where it is negative.
-fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
+pub(in crate::driver) fn check(result: libc::c_int) -> Result<libc::c_int, Errno> {
     if result < 0 { Err(last_errno()) } else { Ok(result) }
 }
 
@@ -196,7 +196,7 @@ pub(in crate::driver) fn guard(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     tcp.user_timeout_ms.map_or(Ok(()), |ms| set(fd, ip, libc::TCP_USER_TIMEOUT, ms))
 }
 
-fn set(fd: i32, level: i32, name: i32, value: u32) -> Result<(), Errno> {
+pub(in crate::driver) fn set(fd: i32, level: i32, name: i32, value: u32) -> Result<(), Errno> {
     set_bytes(fd, level, name, &value.to_ne_bytes())
 }
 
@@ -450,4 +450,39 @@ pub fn raise_descriptor_limit() -> u64 {
         libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
     }
     limit.rlim_cur
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{FromRawFd as _, OwnedFd};
+
+    /// The one that every kernel has, whatever its default.
+    const RENO: &str = "reno";
+
+    #[test]
+    fn both_ends_of_a_session_get_the_congestion_control() {
+        let tcp = Tcp {
+            nodelay: true,
+            keepalive: None,
+            user_timeout_ms: None,
+            send_buffer_bytes: None,
+            receive_buffer_bytes: None,
+            notsent_lowat_bytes: None,
+            congestion: Some(RENO.into()),
+        };
+        let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        set_options(&listening, &tcp).unwrap();
+        let client = std::net::TcpStream::connect(listening.local_addr().unwrap()).unwrap();
+        let accepted = listening.accept().unwrap().0;
+        let towards = socket(client.local_addr().unwrap(), &tcp).unwrap();
+        // SAFETY: the descriptor was just made and nobody else has it.
+        let towards = unsafe { OwnedFd::from_raw_fd(towards.0) };
+        for end in [socket2::SockRef::from(&accepted), socket2::SockRef::from(&towards)] {
+            let shown = end.tcp_congestion().unwrap();
+            assert_eq!(shown.split(|b| *b == 0).next(), Some(RENO.as_bytes()));
+        }
+        let unknown = Tcp { congestion: Some("nosuch".into()), ..tcp };
+        assert_eq!(set_options(&listening, &unknown), Err(Errno(libc::ENOENT)));
+    }
 }

@@ -19,6 +19,8 @@ use std::time::Duration;
 pub struct Recipe {
     pub path: DataPath,
     pub shards: usize,
+    /// Further keys of `[shards]`.
+    pub shard: String,
     /// Where `orders` listens; port 0 for any.
     pub bind: SocketAddr,
     /// Further keys of `[listeners.orders]`.
@@ -37,6 +39,7 @@ impl Recipe {
         Self {
             path,
             shards: 1,
+            shard: "pin = false".to_owned(),
             bind: SocketAddr::from(([127, 0, 0, 1], 0)),
             listener: String::new(),
             pool: String::new(),
@@ -47,6 +50,12 @@ impl Recipe {
 
     pub fn shards(mut self, count: usize) -> Self {
         self.shards = count;
+        self
+    }
+
+    /// Keys of `[shards]` in place of those that leave shards free to move.
+    pub fn each_shard(mut self, keys: &str) -> Self {
+        keys.clone_into(&mut self.shard);
         self
     }
 
@@ -73,11 +82,12 @@ impl Recipe {
 
     pub fn text(&self) -> String {
         format!(
-            "data_path = \"{}\"\n\n[shards]\ncount = {}\npin = false\n\n\
+            "data_path = \"{}\"\n\n[shards]\ncount = {}\n{}\n\n\
              [listeners.orders]\nbind = \"{}\"\nstable = \"v1\"\n{}\n\
              [pools.v1]\nbackends = [{}]\n{}\n{}\n",
             self.path.label(),
             self.shards,
+            self.shard,
             self.bind,
             self.listener,
             self.backends.join(", "),

@@ -245,6 +245,7 @@ impl Fleet {
     pub(super) fn serve_lane(&self, lane: usize, port: &Port) {
         let Some(member) = self.member_of(lane, self.accepting(lane)) else { return };
         let Some(socket) = port.sockets.get(lane).map(Socket::of) else { return };
+        self.favours.mark(port, lane, self.lanes[lane].cpu);
         let order = Order::Serve { listener: port.id, name: Arc::clone(&port.name), socket };
         // A shard that is gone has reported so, and its successor will be told.
         let _ = member.mail.send(order);
@@ -260,6 +261,8 @@ impl Fleet {
                 let accepts = member.entry.kind == self.accepting(lane);
                 member.entry.serving.store(accepts, Relaxed);
                 let others = accepting.iter().filter(|other| other.entry.id != member.entry.id);
+                // Steered clients are where they are wanted.
+                let others = others.filter(|_| self.favours.evens_out());
                 let neighbours: Arc<[Neighbour]> = others.map(|o| o.as_neighbour()).collect();
                 let _ = member.mail.send(Order::Neighbours(neighbours));
                 let (guests, split) = (Arc::clone(&guests), Arc::clone(&self.split));

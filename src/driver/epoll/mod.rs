@@ -7,6 +7,7 @@
 mod watch;
 
 use super::direct;
+use super::favours::{self, CardPolling, Reads};
 use super::pool::{BufferId, Pool};
 use super::sys::{self, EventFd};
 use super::wide::Wide;
@@ -30,6 +31,7 @@ pub struct Epoll {
     events: Vec<libc::epoll_event>,
     pool: Pool,
     wide: Wide,
+    reads: Reads,
     watches: Vec<[Watch; 2]>,
     listeners: Vec<(ListenerId, i32)>,
     /// Sides that may be able to go on, each at most once.
@@ -66,6 +68,7 @@ impl Epoll {
             events: vec![libc::epoll_event { events: 0, u64: 0 }; limits::EPOLL_EVENTS_PER_TURN],
             pool: Pool::new(buffers, buffer_bytes)?,
             wide: Wide::default(),
+            reads: Reads::default(),
             watches: Vec::new(),
             listeners: Vec::new(),
             ready: VecDeque::new(),
@@ -299,7 +302,12 @@ impl Driver for Epoll {
     }
 
     fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
-        sys::socket(address, tcp)
+        sys::socket(address, tcp).map(|socket| self.reads.of(socket))
+    }
+
+    fn poll_card(&mut self, us: u32) -> CardPolling {
+        let reads = Reads::try_for(us).map(|reads| self.reads = reads);
+        CardPolling { waits: favours::poll_in_waits(self.poller, us), reads }
     }
 
     fn guard(&mut self, socket: &Socket, tcp: &Tcp) -> Result<(), Errno> {

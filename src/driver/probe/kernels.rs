@@ -75,6 +75,8 @@ impl fmt::Display for KnownBad {
 
 /// The first kernel `auto` takes io_uring on.
 pub const AUTO_FROM: Version = Version(6, 12, 0);
+/// The first kernel on which the mark of a listening socket (SO_INCOMING_CPU) counts within its SO_REUSEPORT group.
+pub const STEERS_FROM: Version = Version(6, 2, 0);
 
 const fn avoid(from: Version, to: Version, reason: &'static str) -> KnownBad {
     KnownBad { from, to, reason, severity: Severity::Avoid }
@@ -139,7 +141,7 @@ pub fn known_bad(version: Option<Version>) -> Vec<KnownBad> {
 
 /// What the running kernel calls itself, as `uname -r`; empty where it does not say.
 #[must_use]
-pub(super) fn running_release() -> String {
+pub fn running_release() -> String {
     // SAFETY: utsname is arrays of bytes, for which zeroes are a value.
     let mut names: libc::utsname = unsafe { std::mem::zeroed() };
     // SAFETY: uname(2) fills the structure it is given, whose size both sides take from the same header.

@@ -9,6 +9,7 @@ mod token;
 mod window;
 
 use super::direct;
+use super::favours::{CardPolling, Reads};
 use super::pool::{BufferId, Pool};
 use super::sys::{self, EventFd, RawAddress};
 use super::wide::Wide;
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
-use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::types::{Fd, Napi, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter};
 use io_uring::{cqueue, opcode, squeue};
 use std::io;
@@ -39,6 +40,7 @@ pub struct Uring {
     window: Window,
     pool: Pool,
     wide: Wide,
+    reads: Reads,
     wake: Arc<EventFd>,
     /// Where the kernel writes the waker's count.
     wake_count: Box<u64>,
@@ -80,6 +82,7 @@ impl Uring {
             window,
             pool,
             wide: Wide::default(),
+            reads: Reads::default(),
             wake,
             wake_count: Box::new(0),
             addresses,
@@ -300,7 +303,13 @@ impl Driver for Uring {
     }
 
     fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
-        sys::socket(address, tcp)
+        sys::socket(address, tcp).map(|socket| self.reads.of(socket))
+    }
+
+    fn poll_card(&mut self, us: u32) -> CardPolling {
+        let reads = Reads::try_for(us).map(|reads| self.reads = reads);
+        let mut napi = Napi::new().set_busy_poll_timeout(us);
+        CardPolling { waits: self.submitter.register_napi(&mut napi).map_err(Errno::from), reads }
     }
 
     fn guard(&mut self, socket: &Socket, tcp: &Tcp) -> Result<(), Errno> {

@@ -281,7 +281,7 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
         data_path: DataPath::Auto,
         data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: None, cpus: None, rebalance: true, pin: false, busy_poll_us: 0 },
+        shards: Shards { pin: false, ..Shards::default() },
         limits,
         listeners,
         pools,

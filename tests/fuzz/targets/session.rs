@@ -381,7 +381,7 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         data_path: DataPath::Auto,
         data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { count: None, cpus: None, rebalance: true, pin: false, busy_poll_us },
+        shards: Shards { pin: false, busy_poll_us, ..Shards::default() },
         limits,
         pools: vec![pool("v1", &[0, 1], u32::from(bytes.below(3))), pool("v2", &[2], 0)],
         listeners: vec![listener],
