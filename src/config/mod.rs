@@ -206,8 +206,8 @@ pub enum OnBackendFail {
     Close,
 }
 
-/// The shape of a hop, which is how bytes leave one socket and enter the other. Others than `Auto`
-/// are there to compare: they stay what they are. On epoll the first four are the same.
+/// The shape of a hop, which is how bytes leave one socket and enter the other. Others than `Auto` are there to compare:
+/// they stay what they are. On epoll `Multishot`, `Linked` and `Oneshot` are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
     /// What measures best on this kernel.

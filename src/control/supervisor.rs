@@ -292,7 +292,7 @@ impl Supervisor {
             Err(faults) => {
                 self.board.reloads_refused.fetch_add(1, Relaxed);
                 for fault in &faults {
-                    tracing::error!(fault, "config refused, nothing was changed");
+                    tracing::error!(fault, file = %path.display(), "config refused, nothing was changed");
                 }
                 Answer::Refused(faults)
             }
@@ -534,7 +534,7 @@ impl Supervisor {
 
 fn ended(open: u64, cut: u64) -> Outcome {
     let by_themselves = open.saturating_sub(cut);
-    tracing::info!(open, ended_by_themselves = by_themselves, cut, "stopped");
+    tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
     Outcome::Stopped { open, cut }
 }
 

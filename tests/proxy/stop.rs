@@ -44,7 +44,7 @@ fn clients_are_accepted_while_grace_lasts_and_sessions_end_by_themselves(path: D
     assert_eq!(program.process.wait(2000).code(), Some(0));
     assert_took(began, 0, 300);
     let said = program.process.said();
-    assert!(said.contains("open=2 ended_by_themselves=2 cut=0"), "{said}");
+    assert!(said.contains("sessions=2 ended_by_themselves=2 cut=0"), "{said}");
 }
 
 fn the_drain_deadline_ends_the_rest(path: DataPath) {
@@ -61,7 +61,7 @@ fn the_drain_deadline_ends_the_rest(path: DataPath) {
     assert_eq!(program.process.wait(1000).code(), Some(0));
     let said = program.process.said();
     assert_eq!(said.matches("why=\"drained\"").count(), 5, "{said}");
-    assert!(said.contains("open=5 ended_by_themselves=0 cut=5"), "{said}");
+    assert!(said.contains("sessions=5 ended_by_themselves=0 cut=5"), "{said}");
 }
 
 fn a_second_signal_ends_everything_now(path: DataPath) {

@@ -355,7 +355,8 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         idle_ms: time(bytes),
         age_ms: time(bytes),
     };
-    let hops = [Hop::Auto, Hop::Multishot, Hop::Linked, Hop::Oneshot, Hop::Wide, Hop::Hot];
+    use Hop::{Auto, Hot, Linked, Multishot, Oneshot, Splice, Wide};
+    let hops = [Auto, Multishot, Linked, Oneshot, Wide, Splice, Hot, Auto];
     let listener = Listener {
         name: "orders".into(),
         bind: ([127, 0, 0, 1], 0).into(),
@@ -364,7 +365,7 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         canary: Some(1),
         canary_percent: Percent::from_hundredths(u16::from(bytes.byte()) * 39).unwrap(),
         on_backend_fail: [OnBackendFail::Reset, OnBackendFail::Close][usize::from(bytes.below(2))],
-        hop: hops[usize::from(bytes.below(4))],
+        hop: hops[usize::from(bytes.below(8))],
         sessions_max: u32::from(bytes.byte() | 1),
         timeouts,
         tcp: Tcp::PLAIN,
