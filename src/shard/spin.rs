@@ -1,8 +1,8 @@
 //! When a shard looks for work without sleeping, and which sessions it then reads straight; pure.
 //!
 //! Waking a core that sleeps costs more than all else on the way of a message. So for a while after something moved
-//! the shard does not sleep. Looking in vain is paid from a budget that refills slowly, so a shard whose traffic is too
-//! sparse for it sleeps like any other. While it spins and a few sessions carry all the traffic, those are *hot*: read
+//! the shard does not sleep. A wait that nothing ended is paid from a budget that refills slowly, so a shard whose traffic
+//! is too sparse for it sleeps like any other; one that was worth it costs nothing, nor does one that would have been. While it spins and a few sessions carry all the traffic, those are *hot*: read
 //! by recv(2), which sees bytes sooner than a completion does.
 
 #![forbid(unsafe_code)]
@@ -17,9 +17,11 @@ pub(super) struct Spin {
     window_ns: u64,
     /// When something moved last.
     moved: Time,
-    /// What may still be spent on looking in vain; below 0 where the last look took longer than that.
+    /// What may still be spent on waits in vain; below 0 where the last look of one took longer than that.
     budget_ns: i64,
-    /// What was spent on it so far.
+    /// How long it has looked since something was found.
+    waits_ns: i64,
+    /// What was spent on waits in vain so far.
     vain_ns: u64,
     /// Until when the budget was refilled, and time spent looking was taken from it.
     settled: Time,
@@ -30,45 +32,53 @@ impl Spin {
     pub(super) fn new(window_us: u32, now: Time) -> Self {
         let window_ns = u64::from(window_us) * 1000;
         let budget_ns = most(window_ns);
-        Self { window_ns, moved: Time::default(), budget_ns, vain_ns: 0, settled: now }
+        Self { window_ns, moved: Time::default(), budget_ns, waits_ns: 0, vain_ns: 0, settled: now }
     }
 
     /// Something moved.
-    pub(super) const fn moved(&mut self, now: Time) {
+    pub(super) fn moved(&mut self, now: Time) {
+        let gap = now.since_ns(self.moved);
         self.moved = now;
+        if gap < self.window_ns {
+            // A wait for it was worth while, or would have been: traffic is near.
+            self.earn(gap);
+        }
     }
 
     /// Whether to look again at once instead of sleeping.
     pub(super) fn wants(&self, now: Time) -> bool {
-        self.window_ns > 0 && self.budget_ns > 0 && now.since_ns(self.moved) < self.window_ns
+        self.budget_ns > self.waits_ns && now.since_ns(self.moved) < self.window_ns
     }
 
     /// The shard looked, from the last time it settled until `now`, and found something or not.
     pub(super) fn looked(&mut self, now: Time, found: bool) {
-        let spent = now.since_ns(self.settled);
-        self.settled = now;
-        if !found {
-            self.budget_ns = self.budget_ns.saturating_sub_unsigned(spent);
-            self.vain_ns += spent;
-        }
-        self.refill(spent);
+        let spent = self.settle(now);
+        self.waits_ns = if found { 0 } else { self.waits_ns.saturating_add_unsigned(spent) };
     }
 
-    /// How long it has looked in vain so far.
+    /// How long it has waited in vain so far, awake.
     pub(super) const fn vain_ns(&self) -> u64 {
         self.vain_ns
     }
 
-    /// The shard slept until `now`.
+    /// The shard slept until `now`: what it had waited before was in vain.
     pub(super) fn slept(&mut self, now: Time) {
-        let spent = now.since_ns(self.settled);
-        self.settled = now;
-        self.refill(spent);
+        self.settle(now);
+        let waited = std::mem::take(&mut self.waits_ns);
+        self.budget_ns = self.budget_ns.saturating_sub(waited);
+        self.vain_ns += waited.unsigned_abs();
     }
 
-    fn refill(&mut self, passed_ns: u64) {
-        let earned = passed_ns / limits::SPIN_WASTE_PART;
-        self.budget_ns = self.budget_ns.saturating_add_unsigned(earned).min(most(self.window_ns));
+    /// How long it is since this was called last. A part of that is earned.
+    fn settle(&mut self, now: Time) -> u64 {
+        let passed = now.since_ns(self.settled);
+        self.settled = now;
+        self.earn(passed / limits::SPIN_WASTE_PART);
+        passed
+    }
+
+    fn earn(&mut self, ns: u64) {
+        self.budget_ns = self.budget_ns.saturating_add_unsigned(ns).min(most(self.window_ns));
     }
 }
 
@@ -146,6 +156,33 @@ mod tests {
         let mut spin = Spin::new(0, Time(0));
         spin.moved(Time(5));
         assert!(!spin.wants(Time(5)));
+    }
+
+    /// The budget is spent on sparse traffic first.
+    #[test]
+    fn it_stays_awake_while_messages_are_nearer_than_its_window() {
+        let mut spin = Spin::new(100, Time(1000 * US));
+        let mut now = Time(1000 * US);
+        for gap_us in std::iter::repeat_n(150, 1000).chain(std::iter::repeat_n(50, 1000)) {
+            spin.moved(now);
+            let next = now + gap_us * US;
+            while spin.wants(now) && now < next {
+                now = now + US;
+                spin.looked(now, now == next);
+            }
+            if now < next {
+                spin.slept(next);
+            }
+            now = next;
+        }
+        let budget = 100 * US * limits::SPIN_BUDGET_WINDOWS;
+        let earned = 150 * 1000 * US / limits::SPIN_WASTE_PART;
+        assert!(
+            (budget..budget + earned * 11 / 10).contains(&spin.vain_ns()),
+            "{}",
+            spin.vain_ns()
+        );
+        assert!(spin.wants(now), "the last thousand cost nothing");
     }
 
     /// Messages further apart than the window: a second of them may cost what the budget holds and a part of that
