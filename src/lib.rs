@@ -126,6 +126,8 @@
 //!     `a_share_of_new_sessions_takes_the_other_path_and_is_exact`)
 //! 20. A ring that misbehaves loses its sessions to epoll, once. (`tests/proxy/carry.rs`:
 //!     `a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again`)
+//! 21. Shards come and go, and nobody is refused, cut off or told a wrong byte. (`tests/proxy/resize.rs`:
+//!     `shards_come_and_go_under_load`, `clients_in_a_queue_outlive_the_lane_it_was_of`)
 //!
 //! # What is absent, on purpose
 //!

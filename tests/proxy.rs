@@ -21,6 +21,8 @@ mod hygiene;
 mod relay;
 #[path = "proxy/reload.rs"]
 mod reload;
+#[path = "proxy/resize.rs"]
+mod resize;
 #[path = "proxy/stop.rs"]
 mod stop;
 #[path = "proxy/timers.rs"]

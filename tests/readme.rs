@@ -175,7 +175,11 @@ fn source(folder: &Path) -> String {
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("readable").path()).collect();
     paths.sort();
     let text_of = |path: &std::path::PathBuf| {
-        if path.is_dir() { source(path) } else { std::fs::read_to_string(path).expect("readable") }
+        if path.is_dir() {
+            return source(path);
+        }
+        let is_rust = path.extension().is_some_and(|extension| extension == "rs");
+        is_rust.then(|| std::fs::read_to_string(path).expect("readable")).unwrap_or_default()
     };
     paths.iter().map(text_of).collect()
 }

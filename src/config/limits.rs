@@ -2,6 +2,10 @@
 
 /// Shards of one process: 16 bits of a session id name the shard.
 pub const SHARDS_MAX: usize = 256;
+/// Shards that one process starts in its life: each has a number of its own.
+pub const SHARDS_STARTED_MAX: usize = 1 << 16;
+/// Shards that have ended and are still shown one by one.
+pub const ENDED_SHARDS_MAX: usize = 16;
 /// Sessions of one shard: a slot number has 24 bits and leaves room beside it in a completion's token.
 pub const SESSIONS_PER_SHARD_MAX: u32 = 1 << 20;
 /// Sessions of one process.

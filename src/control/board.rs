@@ -11,7 +11,7 @@ use crate::tally::{Count, Tally};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What everybody may look at.
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Board {
     /// The snapshot in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
-    /// All shards ever started; only ever grows.
+    /// All shards that run, and what those counted that have ended.
     shards: Mutex<Vec<Arc<ShardEntry>>>,
     /// Which data path new sessions take, and why.
     pub path: ArcSwapOption<PathChoice>,
@@ -104,20 +104,39 @@ pub struct ShardEntry {
     pub priority: u8,
     /// Whether the kernel asks the network card itself while it waits.
     pub polls_card: bool,
+    /// Which lane it runs in; [`NO_LANE`]: none, for its lane is no more, and it ends when its sessions have gone.
+    lane: AtomicUsize,
+    /// Whether its thread has ended.
+    pub ended: AtomicBool,
 }
+
+const NO_LANE: usize = usize::MAX;
 
 impl ShardEntry {
     /// A shard that does nothing yet.
     #[must_use]
     pub const fn new(id: usize, kind: Kind, cpu: Option<usize>, tally: Arc<Tally>) -> Self {
         let (serving, busy) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { id, kind, cpu, serving, tally, busy, priority: 0, polls_card: false }
+        let (lane, ended) = (AtomicUsize::new(NO_LANE), AtomicBool::new(false));
+        let (priority, polls_card) = (0, false);
+        Self { id, kind, cpu, serving, tally, busy, priority, polls_card, lane, ended }
     }
 
     /// The same with what it was granted beyond what it needs.
     #[must_use]
     pub(super) fn with(self, granted: Granted) -> Self {
         Self { priority: granted.priority(), polls_card: granted.polls_card(), ..self }
+    }
+
+    /// Says which lane it runs in.
+    pub(crate) fn place(&self, lane: Option<usize>) {
+        self.lane.store(lane.unwrap_or(NO_LANE), Relaxed);
+    }
+
+    /// Which lane it runs in, from 0. `None`: its lane is no more.
+    #[must_use]
+    pub fn lane(&self) -> Option<usize> {
+        Some(self.lane.load(Relaxed)).filter(|lane| *lane != NO_LANE)
     }
 }
 
@@ -147,12 +166,41 @@ impl Board {
         }
     }
 
-    /// Adds a shard.
+    /// Adds a shard. Where many have ended before, what the oldest of them counted is kept as that of one, so that
+    /// totals never fall, and changes without end need no memory without end.
     pub fn add_shard(&self, shard: Arc<ShardEntry>) {
-        self.shards.lock().unwrap_or_else(PoisonError::into_inner).push(shard);
+        let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
+        shards.push(shard);
+        let is_ended = |shard: &Arc<ShardEntry>| shard.ended.load(Relaxed);
+        while shards.iter().filter(|shard| is_ended(shard)).count() > limits::ENDED_SHARDS_MAX {
+            let pair =
+                shards.iter().enumerate().filter(|(_, one)| is_ended(one)).find_map(|(i, one)| {
+                    let is_alike =
+                        |other: &Arc<ShardEntry>| is_ended(other) && other.kind == one.kind;
+                    shards[i + 1..].iter().position(is_alike).map(|more| (i, i + 1 + more))
+                });
+            let Some((first, second)) = pair else { break };
+            // Made anew, for a reader who has the old ones must not see one of them grow.
+            let sum = ShardEntry::new(shards[first].id, shards[first].kind, None, Arc::default());
+            sum.ended.store(true, Relaxed);
+            sum.tally.merge(&shards[first].tally);
+            sum.tally.merge(&shards[second].tally);
+            shards[first] = Arc::new(sum);
+            shards.remove(second);
+        }
     }
 
-    /// All shards ever started.
+    /// A shard's thread is at its end.
+    pub(crate) fn end_shard(&self, shard: &ShardEntry) {
+        // Its thread is gone, so control is the one that writes.
+        shard.tally.shard.close();
+        shard.busy.store(0, Relaxed);
+        shard.serving.store(false, Relaxed);
+        shard.place(None);
+        shard.ended.store(true, Relaxed);
+    }
+
+    /// All shards that run, and those that have ended: the oldest of those of one driver stands for some more.
     #[must_use]
     pub fn shards(&self) -> Vec<Arc<ShardEntry>> {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -262,7 +310,7 @@ pub struct Status {
     pub steer: &'static str,
     /// Sessions open now.
     pub sessions: u64,
-    /// All shards ever started.
+    /// All shards that run and the last that have ended; the oldest of those stand for all before.
     pub shards: Vec<ShardStatus>,
     /// Where clients come in.
     pub listeners: Vec<ListenerStatus>,
@@ -297,8 +345,12 @@ pub struct PathStatus {
 #[derive(Debug, Serialize)]
 pub struct ShardStatus {
     id: usize,
+    /// Where it runs; none where its lane is no more.
+    lane: Option<usize>,
     path: &'static str,
     cpu: Option<usize>,
+    /// Whether its thread has ended.
+    ended: bool,
     serving: bool,
     sessions: u64,
     /// How much of a core it used of late, in percent.
@@ -352,8 +404,10 @@ impl ShardStatus {
     fn of(shard: &ShardEntry) -> Self {
         Self {
             id: shard.id,
+            lane: shard.lane(),
             path: shard.kind.label(),
             cpu: shard.cpu,
+            ended: shard.ended.load(Relaxed),
             serving: shard.serving.load(Relaxed),
             sessions: shard.tally.shard.sessions.get(),
             load_percent: shard.busy.load(Relaxed) as f64 / 10.0,

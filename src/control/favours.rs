@@ -2,11 +2,12 @@
 //! with what to change, and the shards go on without.
 
 use super::board::Board;
-use super::ports::Port;
+
 use crate::config::{Config, Shards, Steer};
 use crate::driver::favours::{CardPolling, can_steer, poll_in_reads, schedule_first, steer};
 use crate::driver::probe::kernels::{STEERS_FROM, Version, running_release};
 use crate::driver::{Driver, Errno, Kind};
+use socket2::Socket;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -104,9 +105,8 @@ impl Favours {
         }
     }
 
-    /// Marks the socket that the lane on `cpu` is about to serve.
-    pub(super) fn mark(&self, port: &Port, lane: usize, cpu: Option<usize>) {
-        let Some(socket) = port.sockets.get(lane) else { return };
+    /// Marks a socket of `listener` that the lane on `cpu` is about to serve.
+    pub(super) fn mark(&self, listener: &str, socket: &Socket, cpu: Option<usize>) {
         if self.card_us > 0 {
             // What is refused here was refused to the shards, and told.
             let _ = poll_in_reads(socket, self.card_us);
@@ -123,7 +123,7 @@ impl Favours {
             self.tell(format!(
                 "shards.steer = \"cpu\" cannot be had at listeners.{}: its shards share the one socket that was passed \
                  in, and any may get a client; have that socket's unit set ReusePort=yes",
-                port.name
+                listener
             ));
         }
     }

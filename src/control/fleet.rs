@@ -2,18 +2,20 @@
 //!
 //! A lane is a place where a shard runs, usually one CPU. Changing the data path hands each lane's listening sockets
 //! from the shard of one driver to that of the other: the old one lets go, says so, and only then the new one accepts.
-//! Clients that come in between wait in the socket's queue.
+//! Clients that come in between wait in the socket's queue. The same is done where lanes come and go.
 
 mod arrange;
 mod ask;
+mod resize;
 
 pub(super) use arrange::other;
+pub(super) use resize::Shape;
 
 use super::board::{Board, ShardEntry};
 use super::favours::{Favours, Wishes};
 use super::ports::Port;
 use super::{Cause, worker};
-use crate::config::{Config, Percent};
+use crate::config::{Config, Percent, limits};
 use crate::driver::{Kind, ListenerId, Socket, sys};
 use crate::event::{Arm, EndReason, Ended};
 use crate::policy::snapshot::Snapshot;
@@ -25,7 +27,6 @@ use crate::tally::Tally;
 use crate::time::Time;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
@@ -36,6 +37,8 @@ pub(super) struct Fleet {
     journal: mpsc::SyncSender<Ended>,
     lanes: Vec<Lane>,
     favours: Favours,
+    /// Shards of lanes that are no more: they end when their sessions have gone to other lanes.
+    leaving: Vec<Member>,
     /// What the uring driver may rely on here.
     credit: bool,
     /// Which driver's shards accept clients.
@@ -60,6 +63,12 @@ struct Lane {
     shards: Vec<Member>,
 }
 
+impl Lane {
+    const fn new(cpu: Option<usize>) -> Self {
+        Self { cpu, held: None, shards: Vec::new() }
+    }
+}
+
 /// A running shard.
 struct Member {
     entry: Arc<ShardEntry>,
@@ -77,7 +86,7 @@ impl Member {
 /// What becomes of a socket that is let go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
-    /// The lane's shard of the serving driver takes it.
+    /// The shard takes it that accepts in the lane it belongs to.
     Served,
     /// Nobody: its listener is gone.
     Closed,
@@ -93,13 +102,14 @@ impl Fleet {
         causes: mpsc::Sender<Cause>,
         journal: mpsc::SyncSender<Ended>,
     ) -> io::Result<Self> {
-        let lanes = lanes(config)?;
+        let lanes = places(config)?.into_iter().map(Lane::new).collect();
         Ok(Self {
             favours: Favours::of(config, &sys::affinity(), &board),
             board,
             causes,
             journal,
             lanes,
+            leaving: Vec::new(),
             credit,
             serving: Kind::Epoll,
             moving: HashMap::new(),
@@ -123,27 +133,26 @@ impl Fleet {
 
     /// Lets the serving shards accept clients of one more port.
     pub(super) fn serve(&self, port: &Port) {
-        for lane in 0..self.lanes.len() {
-            self.serve_lane(lane, port);
+        for at in 0..port.seats.len() {
+            self.serve_seat(port, at);
         }
     }
 
     /// Tells all shards to let go of a port that is to be closed. Whether some must still say that they have.
     pub(super) fn close(&mut self, port: &Port) -> bool {
-        let id = port.id;
-        for lane in 0..self.lanes.len() {
-            self.release(lane, port, self.accepting(lane), Next::Closed);
+        for at in 0..port.seats.len() {
+            self.release(port, at, self.owner(at), Next::Closed);
         }
         // A hand-over under way ends in a close as well.
-        for (_, next) in self.moving.iter_mut().filter(|((_, of), _)| *of == id) {
+        for (_, next) in self.moving.iter_mut().filter(|((_, of), _)| port.seat(*of).is_some()) {
             *next = Next::Closed;
         }
-        self.is_held(id)
+        self.is_held(port)
     }
 
-    /// Whether a shard must still say that it has let go of a listener.
-    pub(super) fn is_held(&self, id: ListenerId) -> bool {
-        self.moving.keys().any(|(_, of)| *of == id)
+    /// Whether a shard must still say that it has let go of a port.
+    pub(super) fn is_held(&self, port: &Port) -> bool {
+        self.moving.keys().any(|(_, of)| port.seat(*of).is_some())
     }
 
     /// Whether sockets are being handed over.
@@ -154,10 +163,9 @@ impl Fleet {
     /// A shard has let go of a listener's socket.
     pub(super) fn released(&mut self, shard: usize, id: ListenerId, ports: &[Port]) {
         let next = self.moving.remove(&(shard, id));
-        let lane = self.lane_of(shard);
-        let port = ports.iter().find(|port| port.id == id);
-        if let (Some(Next::Served), Some(lane), Some(port)) = (next, lane, port) {
-            self.serve_lane(lane, port);
+        let found = ports.iter().find_map(|port| Some((port, port.seat(id)?)));
+        if let (Some(Next::Served), Some((port, at))) = (next, found) {
+            self.serve_seat(port, at);
         }
     }
 
@@ -194,20 +202,19 @@ impl Fleet {
 
     /// Whether no shard has or was promised a session, and none has a socket to let go of.
     pub(super) fn is_quiet(&self) -> bool {
-        let mut members = self.lanes.iter().flat_map(|lane| &lane.shards);
-        self.moving.is_empty() && members.all(|m| m.load.get() == 0)
+        self.moving.is_empty() && self.members().all(|m| m.load.get() == 0)
     }
 
     /// Wakes every shard, as it is to be once a second.
     pub(super) fn tick(&self) {
-        for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
+        for member in self.members() {
             member.mail.tick();
         }
     }
 
     /// Sends an order to every shard.
     pub(super) fn tell_all(&self, order: impl Fn() -> Order) {
-        for member in self.lanes.iter().flat_map(|lane| &lane.shards) {
+        for member in self.members() {
             // A shard that is gone has nothing left to be told.
             let _ = member.mail.send(order());
         }
@@ -220,12 +227,13 @@ impl Fleet {
 
     /// Forgets a shard whose thread is at its end. Whether it was known.
     pub(super) fn forget(&mut self, shard: usize) -> bool {
-        for lane in &mut self.lanes {
-            if let Some(at) = lane.shards.iter().position(|m| m.entry.id == shard) {
-                let member = lane.shards.swap_remove(at);
-                member.entry.serving.store(false, Relaxed);
+        let lanes = self.lanes.iter_mut().map(|lane| &mut lane.shards);
+        for members in lanes.chain([&mut self.leaving]) {
+            if let Some(at) = members.iter().position(|m| m.entry.id == shard) {
+                let member = members.swap_remove(at);
                 let _ = member.thread.join();
                 self.moving.retain(|(of, _), _| *of != shard);
+                self.board.end_shard(&member.entry);
                 return true;
             }
         }
@@ -234,7 +242,7 @@ impl Fleet {
 
     /// Whether no shard is left.
     pub(super) fn is_empty(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.shards.is_empty())
+        self.members().next().is_none()
     }
 
     /// The lane's shard of a driver, started if need be.
@@ -242,10 +250,23 @@ impl Fleet {
         if self.lanes[lane].shards.iter().any(|m| m.entry.kind == kind) {
             return Ok(());
         }
+        let member = self.start(kind, self.lanes[lane].cpu)?;
+        self.board.add_shard(Arc::clone(&member.entry));
+        self.lanes[lane].shards.push(member);
+        Ok(())
+    }
+
+    /// Starts a shard that is in no lane yet.
+    fn start(&mut self, kind: Kind, cpu: Option<usize>) -> io::Result<Member> {
+        let id = self.next_shard;
+        if id >= limits::SHARDS_STARTED_MAX {
+            return Err(io::Error::other(
+                "this process has started 65536 shards, and has no number for another: upgrade or restart it",
+            ));
+        }
         let tally = Arc::new(Tally::default());
         tally.shard.next_id.set(self.first_id);
         let load = Arc::new(Load::default());
-        let (id, cpu) = (self.next_shard, self.lanes[lane].cpu);
         let snapshot = self.board.snapshot.load();
         let order = worker::Order {
             id,
@@ -266,9 +287,7 @@ impl Fleet {
         self.favours.judge(kind, granted);
         self.next_shard += 1;
         let entry = Arc::new(ShardEntry::new(id, kind, cpu, tally).with(granted));
-        self.board.add_shard(Arc::clone(&entry));
-        self.lanes[lane].shards.push(Member { entry, load, mail, thread });
-        Ok(())
+        Ok(Member { entry, load, mail, thread })
     }
 
     fn lane_of(&self, shard: usize) -> Option<usize> {
@@ -276,8 +295,8 @@ impl Fleet {
     }
 }
 
-/// Where shards run: the CPUs of the config, within the process's affinity.
-fn lanes(config: &Config) -> io::Result<Vec<Lane>> {
+/// The CPU of each lane, `None` where it is bound to none: those of the config, within the process's affinity.
+fn places(config: &Config) -> io::Result<Vec<Option<usize>>> {
     let allowed = sys::affinity();
     let wanted = config.shards.cpus.as_ref().unwrap_or(&allowed);
     let cpus: Vec<usize> = wanted.intersection(&allowed).copied().collect();
@@ -288,10 +307,6 @@ fn lanes(config: &Config) -> io::Result<Vec<Lane>> {
         )));
     }
     let count = config.shards.count.unwrap_or(cpus.len()).max(1);
-    let lane = |i: usize| Lane {
-        cpu: config.shards.pin.then(|| cpus.get(i % cpus.len().max(1)).copied()).flatten(),
-        held: None,
-        shards: Vec::new(),
-    };
-    Ok((0..count).map(lane).collect())
+    let place = |i: usize| cpus.get(i % cpus.len().max(1)).copied().filter(|_| config.shards.pin);
+    Ok((0..count).map(place).collect())
 }

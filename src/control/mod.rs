@@ -15,6 +15,7 @@ pub mod order;
 mod ports;
 mod rebalance;
 mod reload;
+mod resize;
 mod rollback;
 mod rollout;
 mod supervisor;
@@ -23,7 +24,7 @@ mod worker;
 
 use crate::config::{Config, limits};
 use crate::driver::probe::{Feature, Report, probe};
-use crate::driver::sys;
+use crate::driver::{ListenerId, sys};
 use crate::event::Ended;
 use crate::policy::snapshot::Snapshot;
 use crate::session::parcel::Parcel;
@@ -276,13 +277,13 @@ fn new_fleet(
 
 fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Port>, StartError> {
     let snapshot = board.snapshot.load();
-    let mut ids = 0..;
-    let mut next_id = || crate::driver::ListenerId(ids.next().unwrap_or(u16::MAX));
+    let mut ids = 0_u32..;
+    let mut next_id = || ids.next().and_then(|id| u16::try_from(id).ok()).map(ListenerId);
     let mut ports = Vec::new();
     for listener in &snapshot.config.listeners {
         let inherited = legacy.sockets_of(listener);
-        let opened = Port::open_all(listener, lanes, inherited, &mut next_id);
-        ports.extend(opened.map_err(StartError::Port)?);
+        let opened = Port::open(listener, lanes, inherited, &mut next_id);
+        ports.push(opened.map_err(StartError::Port)?);
     }
     legacy.drop_rest();
     Ok(ports)

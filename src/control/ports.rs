@@ -1,5 +1,6 @@
 //! Listening sockets: one for each lane of the fleet, in one SO_REUSEPORT group a listener. Control owns them, so a
-//! shard that dies or hands over takes none with it.
+//! shard that dies or hands over takes none with it. Closing one would reset the clients in its queue, so where lanes
+//! have become fewer than sockets, lanes serve several.
 
 use crate::config::{Listener, Name, Tcp, limits};
 use crate::driver::{ListenerId, sys};
@@ -9,17 +10,27 @@ use std::net::{SocketAddr, TcpListener};
 
 /// One listener's sockets, bound and listening.
 pub(super) struct Port {
-    /// Names it to the shards.
-    pub(super) id: ListenerId,
     /// The listener's name in the config.
     pub(super) name: Name,
     /// What the config asks for; its port may be 0.
     pub(super) wanted: SocketAddr,
     /// Where it really listens.
     pub(super) bound: SocketAddr,
-    /// One for each lane, or for the first few.
-    pub(super) sockets: Vec<Socket>,
+    /// At least one; the fleet says which lane serves which.
+    pub(super) seats: Vec<Seat>,
 }
+
+/// One listening socket.
+pub(super) struct Seat {
+    /// Names it to the shards.
+    pub(super) id: ListenerId,
+    pub(super) socket: Socket,
+}
+
+/// Names no socket has yet.
+pub(super) trait Ids: FnMut() -> Option<ListenerId> {}
+
+impl<F: FnMut() -> Option<ListenerId>> Ids for F {}
 
 /// A socket that could not listen: whose fault it is and what to do.
 #[derive(Debug)]
@@ -69,68 +80,95 @@ pub fn open_admin(bind: SocketAddr) -> Result<TcpListener, PortError> {
 }
 
 impl Port {
-    /// Binds `lanes` sockets for a listener, `inherited` ones among them.
+    /// Opens a socket of a listener for each of `lanes`. The `inherited` ones are among them, all of them: none may be
+    /// closed.
     pub(super) fn open(
-        id: ListenerId,
         listener: &Listener,
         lanes: usize,
         inherited: Vec<Socket>,
+        next_id: &mut impl Ids,
     ) -> Result<Self, PortError> {
         let failed = |error| PortError::of(listener, error);
         let mut bound = listener.bind;
-        // One that is alone at its address has no group that others could join: its lanes share it.
-        let mut is_alone = false;
         if let Some(first) = inherited.first() {
             bound = first.local_addr().map_err(failed)?.as_socket().unwrap_or(bound);
-            is_alone = !first.reuse_port().map_err(failed)?;
         } else if bound.port() != 0 {
             // Members of a reuseport group may be of any program of this user: without this look, a second Ringway
             // would silently share the port with the first.
             exclusive(bound).map_err(failed)?;
         }
-        let mut sockets = inherited;
-        let old = sockets.len();
-        while sockets.len() < lanes {
-            let socket = if is_alone {
-                sockets[sockets.len() % old].try_clone().map_err(failed)?
-            } else {
-                open(bound, listener.backlog, &listener.tcp).map_err(failed)?
-            };
-            let address = socket.local_addr().map_err(failed)?;
-            bound = address.as_socket().unwrap_or(bound);
-            sockets.push(socket);
-        }
+        let seat = |socket: Socket| {
+            socket.set_nonblocking(true).map_err(failed)?;
+            Ok(Seat { id: next_id().ok_or_else(|| failed(too_many()))?, socket })
+        };
+        let seats = inherited.into_iter().map(seat).collect::<Result<_, PortError>>()?;
         let (name, wanted) = (listener.name.clone(), listener.bind);
-        let port = Self { id, name, wanted, bound, sockets };
-        if old > 0 {
-            port.sockets.iter().try_for_each(|s| s.set_nonblocking(true)).map_err(failed)?;
-            port.update(listener)?;
+        let mut port = Self { name, wanted, bound, seats };
+        let more = port.more(listener, lanes, next_id)?;
+        if let Some(first) = more.first().filter(|_| port.seats.is_empty()) {
+            let address = first.socket.local_addr().map_err(failed)?;
+            port.bound = address.as_socket().unwrap_or(bound);
         }
+        port.seats.extend(more);
+        port.update(listener)?;
         Ok(port)
     }
 
-    /// The ports of one listener: more than one where it inherited more sockets than there are lanes, for none of them
-    /// may be closed. `next_id` gives each its id.
-    pub(super) fn open_all(
+    /// Binds as many sockets as are missing for each of `lanes` to have one. Until [`add`](Self::add) they do not
+    /// listen, so that nobody came in by them where they are closed instead.
+    pub(super) fn more(
+        &self,
         listener: &Listener,
         lanes: usize,
-        mut inherited: Vec<Socket>,
-        mut next_id: impl FnMut() -> ListenerId,
-    ) -> Result<Vec<Self>, PortError> {
-        let mut more = inherited.split_off(inherited.len().min(lanes));
-        let mut ports = vec![Self::open(next_id(), listener, lanes, inherited)?];
-        while !more.is_empty() {
-            let rest = more.split_off(more.len().min(lanes));
-            let few = std::mem::replace(&mut more, rest);
-            ports.push(Self::open(next_id(), listener, few.len(), few)?);
+        next_id: &mut impl Ids,
+    ) -> Result<Vec<Seat>, PortError> {
+        let failed = |error| PortError::of(listener, error);
+        let first = self.seats.first();
+        // One that is alone at its address has no group that others could join: its lanes share it.
+        let alone = match first {
+            Some(seat) => Some(seat).filter(|seat| !seat.socket.reuse_port().unwrap_or(true)),
+            None => None,
+        };
+        let mut bound = self.bound;
+        let mut seats = Vec::new();
+        for _ in self.seats.len()..lanes {
+            let socket = match alone {
+                Some(seat) => seat.socket.try_clone().map_err(failed)?,
+                None => bind(bound, &listener.tcp).map_err(failed)?,
+            };
+            let address = socket.local_addr().map_err(failed)?;
+            bound = address.as_socket().unwrap_or(bound);
+            seats.push(Seat { id: next_id().ok_or_else(|| failed(too_many()))?, socket });
         }
-        Ok(ports)
+        Ok(seats)
+    }
+
+    /// Adds what [`more`](Self::more) bound, and has it listen. One that cannot is closed again: its lane gets clients
+    /// from the others.
+    pub(super) fn add(&mut self, seats: Vec<Seat>, waiting_max: u32) {
+        for seat in seats {
+            match seat.socket.listen(backlog(waiting_max)) {
+                Ok(()) => self.seats.push(seat),
+                Err(error) => tracing::error!(listener = %self.name, %error,
+                    "one of its sockets cannot listen, which is a bug: a shard goes without"),
+            }
+        }
+    }
+
+    /// Whether it is where this listener is to be.
+    pub(super) fn is_of(&self, listener: &Listener) -> bool {
+        self.name == listener.name && self.wanted == listener.bind
+    }
+
+    /// The place of a socket among the seats.
+    pub(super) fn seat(&self, id: ListenerId) -> Option<usize> {
+        self.seats.iter().position(|seat| seat.id == id)
     }
 
     /// Sets what may change while it listens, for clients that come in from now on.
     pub(super) fn update(&self, listener: &Listener) -> Result<(), PortError> {
         let failed = |error| PortError::of(listener, error);
-        for socket in &self.sockets {
+        for Seat { socket, .. } in &self.seats {
             socket.listen(backlog(listener.backlog)).map_err(failed)?;
             set_options(socket, &listener.tcp).map_err(failed)?;
         }
@@ -148,7 +186,7 @@ impl Port {
             SockFilter::new(0x06, 0, 0, 0),
             SockFilter::new(0x06, 0, 0, u32::MAX),
         ];
-        for socket in &self.sockets {
+        for Seat { socket, .. } in &self.seats {
             if let Err(error) = socket.attach_filter(&drop_syn) {
                 tracing::warn!(listener = %self.name, %error,
                     "new connections cannot be held off: some may be reset while the listener closes");
@@ -159,7 +197,7 @@ impl Port {
     /// Takes the clients that wait in the kernel's queues, which closing the sockets would reset.
     pub(super) fn waiting(&self) -> Vec<Socket> {
         let mut clients = Vec::new();
-        for socket in &self.sockets {
+        for Seat { socket, .. } in &self.seats {
             while let Ok((client, _)) = socket.accept() {
                 if client.set_nonblocking(true).is_ok() {
                     clients.push(client);
@@ -180,7 +218,14 @@ fn exclusive(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn open(address: SocketAddr, waiting_max: u32, tcp: &Tcp) -> io::Result<Socket> {
+fn too_many() -> io::Error {
+    io::Error::other(
+        "there are 65536 listening sockets, one for each shard and listener: use fewer",
+    )
+}
+
+/// A socket of the group at an address, which does not listen yet.
+fn bind(address: SocketAddr, tcp: &Tcp) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -188,7 +233,6 @@ fn open(address: SocketAddr, waiting_max: u32, tcp: &Tcp) -> io::Result<Socket> 
     set_options(&socket, tcp)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(backlog(waiting_max))?;
     Ok(socket)
 }
 

@@ -30,7 +30,9 @@ struct Asked {
 impl Supervisor {
     /// Reads how much of a core each shard used.
     pub(super) fn read_loads(&mut self) {
+        let running: Vec<usize> = self.fleet.entries().map(|entry| entry.id).collect();
         let seen = &mut self.evening.seen;
+        seen.retain(|shard, _| running.contains(shard));
         for entry in self.fleet.entries() {
             let now = (entry.tally.shard.cpu_ns.get(), entry.tally.shard.looked_ns.get());
             let (cpu_ns, looked_ns) = *seen.entry(entry.id).or_insert(now);

@@ -34,11 +34,9 @@ pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
     let of = |c: &Config| (c.data_path, c.data_path_percent);
     let data_path = (of(file) != of(new)).then_some(of(new));
     let mut at_restart = Vec::new();
-    // Whether to rebalance is asked each time, so its change needs no restart.
-    config.shards.clone_from(&running.shards);
-    config.shards.rebalance = new.shards.rebalance;
-    if config.shards != new.shards {
-        at_restart.push("shards");
+    let favours = |c: &Config| (c.shards.napi_busy_poll_us, c.shards.fifo_priority, c.shards.steer);
+    if favours(running) != favours(new) {
+        at_restart.push("shards.napi_busy_poll_us, shards.fifo_priority and shards.steer");
     }
     let buffers = |c: &Config| (c.limits.buffer_bytes, c.limits.buffers_per_shard);
     if buffers(running) != buffers(new) {
@@ -50,6 +48,8 @@ pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
     if (running.log.format, running.log.level) != (new.log.format, new.log.level) {
         at_restart.push("log.format and log.level");
     }
+    let shards = &mut config.shards;
+    (shards.napi_busy_poll_us, shards.fifo_priority, shards.steer) = favours(running);
     config.admin.clone_from(&running.admin);
     (config.log.format, config.log.level) = (running.log.format, running.log.level);
     config.limits.buffer_bytes = running.limits.buffer_bytes;
@@ -116,13 +116,21 @@ mod tests {
     }
 
     #[test]
+    fn the_shards_change_at_once() {
+        let file = config("auto", "5", "");
+        let more = "[shards]\ncount = 7\npin = false\ncpus = \"0\"\nbusy_poll_us = 3";
+        let new = config("auto", "5", more);
+        let plan = plan(&file, &file, &new);
+        assert_eq!((plan.at_restart, plan.config.shards), (vec![], new.shards));
+    }
+
+    #[test]
     fn what_cannot_change_now_is_named_and_kept() {
         let file = config("auto", "5", "");
-        let new =
-            config("auto", "5", "[shards]\ncount = 7\npin = false\n[limits]\nbuffer_bytes = 4096");
+        let new = config("auto", "5", "[limits]\nbuffer_bytes = 4096\n[log]\nlevel = \"debug\"");
         let plan = plan(&file, &file, &new);
         assert_eq!(plan.at_restart.len(), 2, "{:?}", plan.at_restart);
-        assert_eq!(plan.config.shards, file.shards);
+        assert_eq!(plan.config.log.level, file.log.level);
         assert_eq!(plan.config.limits.buffer_bytes, file.limits.buffer_bytes);
     }
 }

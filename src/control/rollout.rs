@@ -188,7 +188,7 @@ impl Supervisor {
     }
 
     fn move_session(&self, session: u64, shard: usize, answer: Box<dyn FnOnce(Answer) + Send>) {
-        if !self.fleet.entries().any(|entry| entry.id == shard) {
+        if !self.fleet.entries().any(|entry| entry.id == shard && entry.lane().is_some()) {
             return answer(Answer::Unknown(format!("there is no shard {shard}")));
         }
         let generation = self.board.snapshot.load().number;

@@ -6,15 +6,15 @@ use super::board::Board;
 use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
-use super::ports::Port;
+use super::ports::{Ids, Port};
 use super::rebalance::Evening;
 use super::reload::{self, Plan};
 use super::rollback::Rings;
 use super::rollout::Rollout;
 use super::{Cause, Outcome, within_descriptors};
-use crate::config::{Config, DataPath, Name, Percent, file, limits};
+use crate::config::{Config, DataPath, Listener, Percent, file, limits};
 use crate::driver::probe::Report;
-use crate::driver::{ListenerId, sys};
+use crate::driver::sys;
 use crate::event::EndReason;
 use crate::policy::snapshot::Snapshot;
 use crate::shard::mailbox::{self, Report as Said};
@@ -41,7 +41,6 @@ pub(super) struct Supervisor {
     as_read: Config,
     file: Option<PathBuf>,
     notify: Notify,
-    next_port: u16,
     stage: Stage,
     /// When the shards are to be woken next.
     tick_at: Time,
@@ -108,7 +107,6 @@ enum Stage {
 impl Supervisor {
     pub(super) fn new(parts: Parts) -> Self {
         let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking } = parts;
-        let next_port = ports.iter().map(|p| p.id.0 + 1).max().unwrap_or(0);
         Self {
             board,
             fleet,
@@ -118,7 +116,6 @@ impl Supervisor {
             as_read,
             file,
             notify: Notify::from_env(),
-            next_port,
             stage: Stage::Running,
             tick_at: Time::default(),
             panics: VecDeque::new(),
@@ -216,6 +213,7 @@ impl Supervisor {
             if self.stage == Stage::Running && !self.is_replacing() {
                 self.watch_rings(now);
                 self.keep_sharing();
+                self.fleet.send_away();
                 self.look_at_loads();
             }
         }
@@ -309,12 +307,17 @@ impl Supervisor {
             self.as_read = new;
             return Ok(with_restart("nothing changed".to_owned(), &at_restart));
         }
-        let opened = self.open_new(&config)?;
+        let mut ids = self.new_ids();
+        let resize = self.prepare_resize(&config, data_path, &mut ids)?;
+        let lanes = resize.as_ref().map_or_else(|| self.fleet.lanes(), |r| r.shape.lanes());
+        let opened = self.open_new(&config, lanes, &mut ids)?;
         let mut what = vec![];
         if let Some(wanted) = data_path {
             let carried = self.set_path(wanted, config.carry_sessions);
             what.push(carried.map_err(|why| vec![format!("data_path: {why}")])?);
         }
+        what.extend(resize.map(|resize| self.resize(resize, &config.listeners)));
+        what.extend(self.set_busy_poll(&config));
         what.extend(self.change_listeners(&config, opened));
         what.extend(reload::canaries(&before.config, &config));
         if what.is_empty() {
@@ -326,26 +329,27 @@ impl Supervisor {
     }
 
     /// Opens what the new config adds or moves. Nothing is changed where one of them cannot be had.
-    fn open_new(&mut self, config: &Config) -> Result<Vec<Port>, Vec<String>> {
-        let is_open =
-            |name: &Name, bind| self.ports.iter().any(|p| p.name == *name && p.wanted == bind);
-        let new: Vec<_> = config.listeners.iter().filter(|l| !is_open(&l.name, l.bind)).collect();
+    fn open_new(
+        &self,
+        config: &Config,
+        lanes: usize,
+        ids: &mut impl Ids,
+    ) -> Result<Vec<Port>, Vec<String>> {
+        let is_new = |l: &&Listener| !self.ports.iter().any(|port| port.is_of(l));
+        let new = config.listeners.iter().filter(is_new);
         let (mut opened, mut faults) = (vec![], vec![]);
         for listener in new {
-            match Port::open(ListenerId(self.next_port), listener, self.fleet.lanes(), vec![]) {
+            match Port::open(listener, lanes, vec![], ids) {
                 Ok(port) => opened.push(port),
                 Err(e) => faults.push(e.to_string()),
             }
-            self.next_port = self.next_port.wrapping_add(1);
         }
         if faults.is_empty() { Ok(opened) } else { Err(faults) }
     }
 
     /// Lets listeners come and go. Says which, where any did.
     fn change_listeners(&mut self, config: &Config, opened: Vec<Port>) -> Option<String> {
-        let stays = |port: &Port| {
-            config.listeners.iter().any(|l| l.name == port.name && l.bind == port.wanted)
-        };
+        let stays = |port: &Port| config.listeners.iter().any(|l| port.is_of(l));
         let (kept, gone): (Vec<_>, Vec<_>) = self.ports.drain(..).partition(stays);
         self.ports = kept;
         for port in &self.ports {
@@ -388,7 +392,7 @@ impl Supervisor {
     fn close_idle_ports(&mut self) {
         let now = sys::now();
         let fleet = &self.fleet;
-        let is_done = |c: &mut Closing| now >= c.until && !fleet.is_held(c.port.id);
+        let is_done = |c: &mut Closing| now >= c.until && !fleet.is_held(&c.port);
         for Closing { port, came_in, .. } in self.closing.extract_if(.., is_done) {
             let Some((snapshot, listener)) = came_in else { continue };
             for client in port.waiting() {
@@ -403,7 +407,8 @@ impl Supervisor {
                 self.fleet.released(shard, id, &self.ports);
             }
             Said::AcceptFailed(id, errno) => {
-                let name = self.ports.iter().find(|p| p.id == id).map(|p| Arc::clone(&p.name));
+                let port = self.ports.iter().find(|p| p.seat(id).is_some());
+                let name = port.map(|p| Arc::clone(&p.name));
                 let rest_ms = limits::ACCEPT_REST_MS;
                 tracing::warn!(shard, listener = ?name, error = %errno, rest_ms,
                     "cannot accept for want of descriptors or memory: clients wait; \

@@ -219,6 +219,7 @@ impl Board {
 mod tests {
     use super::*;
     use crate::config::file::parse;
+    use crate::config::limits;
     use crate::control::board::ShardEntry;
     use crate::driver::Kind;
     use crate::policy::snapshot::Snapshot;
@@ -255,6 +256,57 @@ mod tests {
         board.reloads_applied.fetch_add(1, Relaxed);
         board.add_rollback(Fault::Watchdog, 0);
         board.rebalanced.fetch_add(3, Relaxed);
+    }
+
+    #[test]
+    fn shards_that_ended_long_ago_are_one_and_totals_stay() {
+        let board = board();
+        for id in 1..5 {
+            let entry = ShardEntry::new(id, Kind::Epoll, Some(id), Arc::default());
+            board.add_shard(Arc::new(entry));
+        }
+        for (id, shard) in board.shards().iter().enumerate() {
+            shard.tally.shard.accepted.add(10);
+            shard.tally.shard.buffers.set(7);
+            shard.tally.shard.next_id.set(100 + id as u64);
+            let name = RouteName {
+                listener: "l".into(),
+                arm: Arm::Stable,
+                pool: "p".into(),
+                backend: "b".into(),
+            };
+            let route = shard.tally.route(&name);
+            // Opened on one shard, carried, and ended on another.
+            route.opened.add(u64::from(id == 0));
+            if id == 0 {
+                route.open.add(1);
+            } else if id == 3 {
+                route.open.sub(1);
+            }
+        }
+        let (before, first) = (board.shards(), board.shards()[0].clone());
+        before.iter().for_each(|shard| board.end_shard(shard));
+        for id in 100..100 + 2 * limits::ENDED_SHARDS_MAX {
+            let next = Arc::new(ShardEntry::new(id, Kind::Epoll, None, Arc::default()));
+            next.tally.shard.accepted.add(1);
+            board.add_shard(Arc::clone(&next));
+            board.end_shard(&next);
+            let totals = Totals::of(&board);
+            let sum = |of: fn(&ShardTally) -> u64| -> u64 {
+                totals.shards.iter().map(|shard| of(&shard.tally)).sum()
+            };
+            assert_eq!(sum(|t| t.accepted.get()), 50 + id as u64 - 99);
+            assert_eq!(sum(|t| t.buffers.get()), 0, "what is now is not kept");
+            assert_eq!((totals.routes[0].opened.get(), totals.routes[0].open.get()), (1, 0));
+        }
+        assert_eq!(
+            board.shards().len(),
+            limits::ENDED_SHARDS_MAX + 1,
+            "the oldest stands for all before"
+        );
+        let next = board.shards().iter().map(|shard| shard.tally.shard.next_id.get()).max();
+        assert_eq!(next, Some(104), "ids of sessions go on");
+        assert_eq!(first.tally.shard.accepted.get(), 10, "who reads meanwhile sees no change");
     }
 
     #[test]

@@ -71,6 +71,8 @@ impl<D: Driver> Shard<D> {
             | Order::Release(_)
             | Order::Neighbours(_)
             | Order::Evict(_)
+            | Order::Scatter(_)
+            | Order::BusyPoll(_)
             | Order::Move { .. }
             | Order::Share(_)
             | Order::Keep { .. }

@@ -34,6 +34,10 @@ pub enum Order {
     Neighbours(Arc<[super::placement::Neighbour]>),
     /// Carry all sessions to this shard, those that are still opening when they are open; `None`: no more of that.
     Evict(Option<super::placement::Neighbour>),
+    /// The same to several shards, in turn.
+    Scatter(Arc<[super::placement::Neighbour]>),
+    /// Look for work without sleeping for so many microseconds after something moved; 0: not at all.
+    BusyPoll(u32),
     /// Carry one session to this shard, if it is here.
     Move {
         /// Its id.

@@ -263,6 +263,11 @@ impl<D: Driver> Shard<D> {
         }
     }
 
+    fn set_busy_poll(&mut self, us: u32) {
+        self.parts.busy_poll_us = us;
+        self.spin.set_window(us);
+    }
+
     fn cool_all(&mut self) {
         self.heat.clear();
         for key in std::mem::take(&mut self.hot) {
@@ -439,7 +444,9 @@ impl<D: Driver> Shard<D> {
                     self.adopt(client, snapshot, listener)
                 }
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
-                Order::Evict(to) => self.evict(to),
+                Order::Evict(to) => self.evict(to.into_iter().collect()),
+                Order::Scatter(to) => self.evict(to),
+                Order::BusyPoll(us) => self.set_busy_poll(us),
                 Order::Move { session, to, told } => self.move_one(session, to, told.as_deref()),
                 Order::Share(share) => self.share = share,
                 Order::Keep { sessions, to } => self.keep_only(sessions, &to),

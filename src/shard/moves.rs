@@ -18,8 +18,8 @@ use std::sync::Arc;
 /// Which sessions are on their way out.
 #[derive(Default)]
 pub(super) struct Moves {
-    /// Where all sessions are to go, those that are still opening included.
-    evict_to: Option<Neighbour>,
+    /// Where all sessions are to go in turn, those that are still opening included; nowhere: they stay.
+    evict_to: Arc<[Neighbour]>,
     /// Those whose turn comes later.
     waiting: VecDeque<(Key, Neighbour)>,
     /// Those that come to rest.
@@ -32,7 +32,7 @@ pub(super) struct Moves {
 impl Moves {
     /// Lets all stay that are not on their way yet.
     pub(super) fn stay(&mut self) {
-        self.evict_to = None;
+        self.evict_to = Arc::default();
         self.waiting.clear();
     }
 
@@ -69,8 +69,8 @@ fn promise(
 }
 
 impl<D: Driver> Shard<D> {
-    /// Sends all sessions to another shard, from now on until told otherwise.
-    pub(super) fn evict(&mut self, to: Option<Neighbour>) {
+    /// Sends all sessions to other shards, from now on until told otherwise.
+    pub(super) fn evict(&mut self, to: Arc<[Neighbour]>) {
         self.moves.evict_to = to;
         self.moves.waiting.clear();
         self.evict_rest();
@@ -78,10 +78,10 @@ impl<D: Driver> Shard<D> {
 
     /// Queues the sessions that are to go and have not been asked yet.
     pub(super) fn evict_rest(&mut self) {
-        let Some(to) = self.moves.evict_to.clone() else { return };
-        if self.moves.waiting.is_empty() {
-            let keys = self.sessions.keys().into_iter();
-            self.moves.waiting = keys.map(|key| (key, to.clone())).collect();
+        let heirs = Arc::clone(&self.moves.evict_to);
+        if self.moves.waiting.is_empty() && !heirs.is_empty() {
+            let in_turn = heirs.iter().cloned().cycle();
+            self.moves.waiting = self.sessions.keys().into_iter().zip(in_turn).collect();
         }
     }
 
@@ -140,7 +140,9 @@ impl<D: Driver> Shard<D> {
             }
             Err(parcel) => {
                 self.parts.tally.shard.moves_failed.add(1);
-                self.moves.evict_to.take_if(|evict_to| Arc::ptr_eq(&evict_to.load, &to.load));
+                let heirs = self.moves.evict_to.iter();
+                let left = heirs.filter(|heir| !Arc::ptr_eq(&heir.load, &to.load));
+                self.moves.evict_to = left.cloned().collect();
                 self.attach(parcel, None);
             }
         }

@@ -35,6 +35,12 @@ impl Spin {
         Self { window_ns, moved: Time::default(), budget_ns, waits_ns: 0, vain_ns: 0, settled: now }
     }
 
+    /// Spins for so long from now on. What was saved up is kept, as far as it may be.
+    pub(super) fn set_window(&mut self, window_us: u32) {
+        self.window_ns = u64::from(window_us) * 1000;
+        self.budget_ns = self.budget_ns.min(most(self.window_ns));
+    }
+
     /// Something moved.
     pub(super) fn moved(&mut self, now: Time) {
         let gap = now.since_ns(self.moved);
@@ -183,6 +189,19 @@ mod tests {
             spin.vain_ns()
         );
         assert!(spin.wants(now), "the last thousand cost nothing");
+    }
+
+    #[test]
+    fn the_window_can_change() {
+        let mut spin = Spin::new(0, Time(0));
+        spin.set_window(50);
+        spin.slept(Time(1_000_000 * US));
+        spin.moved(Time(1_000_000 * US));
+        assert!(spin.wants(Time(1_000_049 * US)) && !spin.wants(Time(1_000_051 * US)));
+        spin.set_window(0);
+        assert!(!spin.wants(Time(1_000_000 * US)));
+        spin.set_window(50);
+        assert!(!spin.wants(Time(1_000_000 * US)), "what was saved up is gone");
     }
 
     /// Messages further apart than the window: a second of them may cost what the budget holds and a part of that

@@ -1,6 +1,6 @@
 //! Counters by name: how they go to another process, and how those of several add up.
 
-use super::{Count, Histogram, RouteTally, ShardTally};
+use super::{Count, Histogram, RouteTally, ShardTally, Tally};
 
 impl<const N: usize> Histogram<N> {
     /// Adds another's values, as the only writer.
@@ -42,11 +42,29 @@ impl ShardTally {
             neither: looked_ns pause work next_id)
     }
 
+    /// Nobody counts here any more: what is there now is nothing.
+    pub fn close(&self) {
+        self.counts()
+            .iter()
+            .filter(|(_, is_total, _)| !is_total)
+            .for_each(|(.., count)| count.set(0));
+    }
+
     /// Adds another's counts to these, as the only writer.
     pub fn merge(&self, other: &Self) {
         merge(&self.counts(), &other.counts());
         self.pause.merge(&other.pause);
         self.work.merge(&other.work);
+    }
+}
+
+impl Tally {
+    /// Adds another's counts to these, as the only writer.
+    pub fn merge(&self, other: &Self) {
+        self.shard.merge(&other.shard);
+        let next_id = &self.shard.next_id;
+        next_id.set(next_id.get().max(other.shard.next_id.get()));
+        other.routes().iter().for_each(|route| self.route(&route.name).merge(route));
     }
 }
 

@@ -273,3 +273,32 @@ fn listeners_and_shards_may_change_with_the_binary() {
         }
     }
 }
+
+#[test]
+fn shards_change_by_reload_and_by_upgrade_in_turn() {
+    let backend = Backend::echo();
+    let mut line = Line::start(Recipe::new(DataPath::Auto, &[backend.at]).shards(3));
+    let live = Live::start(line.at, 20, 10);
+    let stream = Stream::start(line.at, 100);
+    let text = std::fs::read_to_string(&line.config).unwrap();
+    let running = |line: &Line| {
+        let status = line.status().expect("somebody answers");
+        let shards = status["shards"].as_array().unwrap().clone();
+        shards.iter().filter(|shard| shard["ended"] == false).count()
+    };
+    // What a process has of sockets that its lanes do not need, the next one gets as well.
+    for (by_reload, by_upgrade) in [(1, 2), (4, 1)] {
+        let with = |shards: usize| text.replace("count = 3", &format!("count = {shards}"));
+        std::fs::write(&line.config, with(by_reload)).unwrap();
+        until(10_000, "the shards are as the file says", || {
+            // One that comes while sessions are still on their way is refused.
+            kill(line.pid(), "HUP");
+            pause(100);
+            running(&line) == by_reload
+        });
+        std::fs::write(&line.config, with(by_upgrade)).unwrap();
+        line.upgrade();
+        assert_eq!(running(&line), by_upgrade);
+    }
+    assert!(stream.stop() > 20 && live.stop() > 100);
+}

@@ -168,28 +168,32 @@ impl Fleet {
         hold: Option<Time>,
         ports: &[Port],
     ) -> io::Result<()> {
-        let Some(lane) = self.lane_of(shard) else { return Ok(()) };
         let of_shard = |((of, id), next): (&(usize, ListenerId), &Next)| {
             (*of == shard && *next == Next::Served).then_some(*id)
         };
         let moving: Vec<ListenerId> = self.moving.iter().filter_map(of_shard).collect();
-        let member = self.lanes[lane].shards.iter().find(|m| m.entry.id == shard);
-        let Some(kind) = member.map(|m| m.entry.kind) else { return Ok(()) };
-        let accepted = kind == self.accepting(lane);
+        let lane = self.lane_of(shard);
+        let accepted = lane.is_some_and(|lane| {
+            self.member_of(lane, self.accepting(lane)).is_some_and(|m| m.entry.id == shard)
+        });
         self.forget(shard);
-        if hold.is_some() {
-            self.lanes[lane].held = hold;
-        }
-        self.member(lane, self.accepting(lane))?;
-        if self.is_guest(lane, other(self.serving)) {
-            self.member(lane, other(self.serving))?;
+        // One of a lane that is no more has no successor.
+        if let Some(lane) = lane {
+            if hold.is_some() {
+                self.lanes[lane].held = hold;
+            }
+            self.member(lane, self.accepting(lane))?;
+            if self.is_guest(lane, other(self.serving)) {
+                self.member(lane, other(self.serving))?;
+            }
         }
         for port in ports {
-            let in_hand =
-                |(of, id): &(usize, ListenerId)| *id == port.id && self.lane_of(*of) == Some(lane);
-            let is_free = accepted && !self.moving.keys().any(in_hand);
-            if moving.contains(&port.id) || is_free {
-                self.serve_lane(lane, port);
+            for (at, seat) in port.seats.iter().enumerate() {
+                let was_its =
+                    accepted && lane == Some(self.lane_for(at)) && !self.is_moving_seat(seat.id);
+                if moving.contains(&seat.id) || was_its {
+                    self.serve_seat(port, at);
+                }
             }
         }
         self.introduce();
@@ -212,41 +216,60 @@ impl Fleet {
     }
 
     /// Changes who accepts, and hands the sockets over where that is somebody else now.
-    fn arrange(&mut self, ports: &[Port], change: impl FnOnce(&mut Self)) {
-        let lanes = 0..self.lanes.len();
-        let before: Vec<Kind> = lanes.map(|lane| self.accepting(lane)).collect();
+    pub(super) fn arrange(&mut self, ports: &[Port], change: impl FnOnce(&mut Self)) {
+        let most = ports.iter().map(|port| port.seats.len()).max().unwrap_or(0);
+        let before: Vec<Option<usize>> = (0..most).map(|at| self.owner(at)).collect();
         change(self);
-        for (lane, before) in before.into_iter().enumerate() {
-            if before != self.accepting(lane) {
-                for port in ports {
-                    self.release(lane, port, before, Next::Served);
+        for port in ports {
+            for (at, before) in before.iter().enumerate().take(port.seats.len()) {
+                if *before != self.owner(at) {
+                    self.release(port, at, *before, Next::Served);
                 }
             }
         }
         self.introduce();
     }
 
-    /// Lets go of `port` on the lane's shard of `kind`.
-    pub(super) fn release(&mut self, lane: usize, port: &Port, kind: Kind, next: Next) {
-        let member = self.member_of(lane, kind);
-        let id = member.map(|member| member.entry.id);
-        if id.is_some_and(|id| self.moving.contains_key(&(id, port.id))) {
+    /// The lane that a seat belongs to: where there are more seats than lanes, some have several.
+    fn lane_for(&self, at: usize) -> usize {
+        at % self.lanes.len()
+    }
+
+    /// The shard that serves a seat, unless the seat is on its way there.
+    pub(super) fn owner(&self, at: usize) -> Option<usize> {
+        let lane = self.lane_for(at);
+        self.member_of(lane, self.accepting(lane)).map(|member| member.entry.id)
+    }
+
+    /// Whether a shard was told to let go of this socket, and has not said yet that it has.
+    fn is_moving_seat(&self, id: ListenerId) -> bool {
+        self.moving.keys().any(|(_, of)| *of == id)
+    }
+
+    /// Lets go of a seat on this shard. One that is being let go finds its way from there.
+    pub(super) fn release(&mut self, port: &Port, at: usize, shard: Option<usize>, next: Next) {
+        let id = port.seats[at].id;
+        if self.is_moving_seat(id) {
             return;
         }
-        let told = member.is_some_and(|m| m.mail.send(Order::Release(port.id)).is_ok());
-        match id.filter(|_| told) {
-            Some(id) => drop(self.moving.insert((id, port.id), next)),
+        let member = self.members().find(|member| Some(member.entry.id) == shard);
+        let told = member.filter(|m| m.mail.send(Order::Release(id)).is_ok());
+        match told.map(|member| member.entry.id) {
+            Some(shard) => drop(self.moving.insert((shard, id), next)),
             // Nobody has it, so nobody needs to let it go.
-            None if next == Next::Served => self.serve_lane(lane, port),
+            None if next == Next::Served => self.serve_seat(port, at),
             None => {}
         }
     }
 
-    pub(super) fn serve_lane(&self, lane: usize, port: &Port) {
+    /// Has a seat served in the lane it belongs to.
+    pub(in crate::control) fn serve_seat(&self, port: &Port, at: usize) {
+        let lane = self.lane_for(at);
         let Some(member) = self.member_of(lane, self.accepting(lane)) else { return };
-        let Some(socket) = port.sockets.get(lane).map(Socket::of) else { return };
-        self.favours.mark(port, lane, self.lanes[lane].cpu);
-        let order = Order::Serve { listener: port.id, name: Arc::clone(&port.name), socket };
+        let seat = &port.seats[at];
+        self.favours.mark(&port.name, &seat.socket, self.lanes[lane].cpu);
+        let (name, socket) = (Arc::clone(&port.name), Socket::of(&seat.socket));
+        let order = Order::Serve { listener: seat.id, name, socket };
         // A shard that is gone has reported so, and its successor will be told.
         let _ = member.mail.send(order);
     }
@@ -260,15 +283,21 @@ impl Fleet {
             for member in shards {
                 let accepts = member.entry.kind == self.accepting(lane);
                 member.entry.serving.store(accepts, Relaxed);
-                let others = accepting.iter().filter(|other| other.entry.id != member.entry.id);
-                // Steered clients are where they are wanted.
-                let others = others.filter(|_| self.favours.evens_out());
-                let neighbours: Arc<[Neighbour]> = others.map(|o| o.as_neighbour()).collect();
-                let _ = member.mail.send(Order::Neighbours(neighbours));
-                let (guests, split) = (Arc::clone(&guests), Arc::clone(&self.split));
-                let _ =
-                    member.mail.send(Order::Share(Share { guests, split, percent: self.share }));
+                member.entry.place(Some(lane));
             }
+        }
+        for member in &self.leaving {
+            member.entry.serving.store(false, Relaxed);
+            member.entry.place(None);
+        }
+        for member in self.members() {
+            let others = accepting.iter().filter(|other| other.entry.id != member.entry.id);
+            // Steered clients are where they are wanted.
+            let others = others.filter(|_| self.favours.evens_out());
+            let neighbours: Arc<[Neighbour]> = others.map(|o| o.as_neighbour()).collect();
+            let _ = member.mail.send(Order::Neighbours(neighbours));
+            let (guests, split) = (Arc::clone(&guests), Arc::clone(&self.split));
+            let _ = member.mail.send(Order::Share(Share { guests, split, percent: self.share }));
         }
     }
 

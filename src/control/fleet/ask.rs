@@ -27,17 +27,16 @@ impl Fleet {
         found
     }
 
-    /// Carries a live session to a shard, wherever it is. Whether there is such a shard.
+    /// Carries a live session to a shard, wherever it is. Whether there is such a shard, in a lane.
     pub(in crate::control) fn move_session(
         &self,
         session: u64,
         shard: usize,
         told: Option<&Arc<Inquiry<MoveSaid>>>,
     ) -> bool {
-        let Some(to) = self.members().find(|m| m.entry.id == shard).map(Member::as_neighbour)
-        else {
-            return false;
-        };
+        let mut staying = self.lanes.iter().flat_map(|lane| &lane.shards);
+        let to = staying.find(|m| m.entry.id == shard).map(Member::as_neighbour);
+        let Some(to) = to else { return false };
         self.tell_all(|| Order::Move { session, to: to.clone(), told: told.cloned() });
         true
     }
@@ -77,7 +76,7 @@ impl Fleet {
         self.members().map(|member| &member.entry)
     }
 
-    fn members(&self) -> impl Iterator<Item = &Member> {
-        self.lanes.iter().flat_map(|lane| &lane.shards)
+    pub(super) fn members(&self) -> impl Iterator<Item = &Member> {
+        self.lanes.iter().flat_map(|lane| &lane.shards).chain(&self.leaving)
     }
 }

@@ -5,7 +5,7 @@ use crate::config::limits;
 use crate::control::Outcome;
 use crate::control::handover::give::{self, Estate, Giving, Invocation, Said, Shared};
 use crate::control::order::Answer;
-use crate::control::ports::Port;
+use crate::control::ports::{Port, Seat};
 use crate::driver::sys;
 use crate::session::parcel::Parcel;
 use crate::shard::mailbox;
@@ -104,7 +104,7 @@ impl Supervisor {
     fn shared_sockets(&self) -> io::Result<Vec<Shared>> {
         let mut shared = Vec::new();
         for port in &self.ports {
-            let clones = port.sockets.iter().map(|s| s.try_clone().map(Into::into));
+            let clones = port.seats.iter().map(|seat| seat.socket.try_clone().map(Into::into));
             let sockets = clones.collect::<io::Result<_>>()?;
             shared.push(Shared { name: port.name.to_string(), wanted: port.wanted, sockets });
         }
@@ -235,7 +235,7 @@ impl Supervisor {
     /// Accepts at ports again that were the new process's, when all shards have let go of them.
     pub(super) fn take_ports_back(&mut self) {
         let fleet = &self.fleet;
-        let is_free = |port: &mut Port| !fleet.is_held(port.id);
+        let is_free = |port: &mut Port| !fleet.is_held(port);
         let free: Vec<Port> = self.returning.extract_if(.., is_free).collect();
         for port in free {
             if matches!(self.stage, Stage::Running | Stage::Grace(_)) {
@@ -350,9 +350,26 @@ impl Supervisor {
 
     /// Has the service manager keep a port's sockets, for a process that is started after this one has ended.
     pub(super) fn keep_open(&self, port: &Port) {
+        self.keep(&port.name, &port.seats);
+    }
+
+    /// The same for some of its sockets.
+    pub(in crate::control) fn keep(&self, name: &str, seats: &[Seat]) {
         if self.is_main {
-            let sockets: Vec<RawFd> = port.sockets.iter().map(|s| s.as_raw_fd()).collect();
-            self.notify.keep(&port.name, &sockets);
+            let sockets: Vec<RawFd> = seats.iter().map(|seat| seat.socket.as_raw_fd()).collect();
+            self.notify.keep(name, &sockets);
         }
+    }
+
+    /// Whether ports are on their way back from an upgrade that failed.
+    pub(in crate::control) fn is_taking_back(&self) -> bool {
+        !self.returning.is_empty()
+    }
+
+    /// All ports whose sockets are open.
+    pub(in crate::control) fn all_ports(&self) -> impl Iterator<Item = &Port> {
+        let closing = self.closing.iter().map(|closing| &closing.port);
+        let kept = self.upgrade.iter().flat_map(|upgrade| &upgrade.kept);
+        self.ports.iter().chain(closing).chain(&self.returning).chain(kept)
     }
 }
