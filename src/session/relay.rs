@@ -274,7 +274,8 @@ impl Session {
         }
         let moved = carried.taken + dir.queued;
         let small = moved < step.driver.pool().buffer_bytes();
-        dir.streak = if small { dir.streak + 1 } else { 0 };
+        // Where every direction is wide, nothing ends the streak.
+        dir.streak = if small { dir.streak.saturating_add(1) } else { 0 };
         if dir.streak >= limits::WIDE_UNTIL && self.hop == Hop::Auto {
             (dir.wide, dir.streak) = (false, 0);
         }
