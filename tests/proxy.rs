@@ -19,6 +19,8 @@ mod hygiene;
 mod relay;
 #[path = "proxy/reload.rs"]
 mod reload;
+#[path = "proxy/spare.rs"]
+mod spare;
 #[path = "proxy/stop.rs"]
 mod stop;
 #[path = "proxy/timers.rs"]
