@@ -5,6 +5,8 @@
 //! is asked: once a second, and when it is taken. A backend that leaves after that, or whose end is still on its way,
 //! is its session's to hear: it ends as one whose backend has just left does, for the same reason.
 //!
+//! Nothing is sent on one before it has a session: what a session has to say first goes out when it takes it.
+//!
 //! The shard keeps the shelf full; sessions take from it. A spare is closed by a reset, as a connect that came too late
 //! is: its backend does not take it for a client that had nothing to say.
 
