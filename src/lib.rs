@@ -158,6 +158,7 @@
 //! | how a session is carried | [`session::parcel`]; when: `shard/moves.rs`; to another process: [`wire::handover`] |
 //! | what a new process gets of the old one | [`control::handover`]; its version is in [`wire::handover`] |
 //! | how a backend is reached | [`session::opening`] |
+//! | which connections stand ready | `shard/spare.rs`; how a session takes one: [`session::spare`] |
 //! | which shard a client goes to | [`shard::placement`] |
 //! | what a reload may change | `control/reload.rs` |
 //! | an order of operators | [`control::order`], then `admin/endpoints.rs` |

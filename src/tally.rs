@@ -146,6 +146,22 @@ pub struct ShardTally {
     pub refused_full: Count,
     /// Attempts to reach a backend that failed and were followed by another.
     pub connect_retries: Count,
+    /// Connections to backends that stand ready for a session (gauge).
+    pub spares: Count,
+    /// Connections that came to stand ready.
+    pub spares_made: Count,
+    /// Of those, which sessions took.
+    pub spares_taken: Count,
+    /// Of those, which their backends ended before.
+    pub spares_ended: Count,
+    /// Of those, which were ready for so long that others took their places.
+    pub spares_aged: Count,
+    /// Of those, which nobody wanted any more: by a reload, another data path or a stop.
+    pub spares_unwanted: Count,
+    /// Of those, which were closed because descriptors or memory ran out.
+    pub spares_short: Count,
+    /// Attempts to make one that failed.
+    pub spares_failed: Count,
     /// Turns of the loop.
     pub turns: Count,
     /// Calls into the kernel to submit and wait (io_uring_enter or epoll_wait).

@@ -23,6 +23,8 @@ mod relay;
 mod reload;
 #[path = "proxy/resize.rs"]
 mod resize;
+#[path = "proxy/spare.rs"]
+mod spare;
 #[path = "proxy/stop.rs"]
 mod stop;
 #[path = "proxy/timers.rs"]

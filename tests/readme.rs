@@ -179,7 +179,7 @@ fn source(folder: &Path) -> String {
             return source(path);
         }
         let is_rust = path.extension().is_some_and(|extension| extension == "rs");
-        is_rust.then(|| std::fs::read_to_string(path).expect("readable")).unwrap_or_default()
+        if is_rust { std::fs::read_to_string(path).expect("readable") } else { String::new() }
     };
     paths.iter().map(text_of).collect()
 }

@@ -23,6 +23,8 @@ pub(super) fn config() -> Config {
             weight: 1,
         }],
         retries: 0,
+        spare: 0,
+        spare_idle_ms: limits::SPARE_IDLE_MS_DEFAULT,
     };
     let listener = Listener {
         name: "fix".into(),

@@ -28,6 +28,7 @@ pub(super) fn check(
     let listeners: Vec<Option<Listener>> = listeners.collect();
     let pools = written.pools.into_iter().map(|(name, pool)| check_pool(&name, pool?, &mut report));
     let pools: Vec<Option<Pool>> = pools.collect();
+    check_spares(&pools, &mut report);
     let admin = written.admin.map(|admin| check_admin(admin, directory, &mut report));
 
     if !report.faults.is_empty() {
@@ -183,7 +184,26 @@ fn check_pool(name: &Name, written: WrittenPool, report: &mut Report) -> Option<
         name: Arc::clone(name),
         backends: backends.into_iter().collect::<Option<_>>()?,
         retries: written.retries,
+        spare: written.spare,
+        spare_idle_ms: written.spare_idle_ms,
     })
+}
+
+/// A shard keeps only so many connections ready: the first pool that asks for too many is told.
+fn check_spares(pools: &[Option<Pool>], report: &mut Report) {
+    let most = limits::SPARES_PER_SHARD_MAX as u64;
+    let mut wanted = 0;
+    for pool in pools.iter().flatten().filter(|pool| pool.spare > 0) {
+        wanted += pool.spares();
+        let key = path(&["pools", &pool.name, "spare"]);
+        if wanted > most && report.sound(&key) {
+            let rule = format!(
+                "too many: with those of the pools before it a shard would keep {wanted} connections ready, \
+                 one for each backend with weight and spare, and keeps at most {most}"
+            );
+            return report.fault(&key, pool.spare, rule);
+        }
+    }
 }
 
 fn check_admin(written: WrittenAdmin, directory: &Path, report: &mut Report) -> Option<Admin> {

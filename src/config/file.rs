@@ -117,6 +117,8 @@ pub(super) struct WrittenListener {
 pub(super) struct WrittenPool {
     pub(super) backends: Vec<WrittenBackend>,
     pub(super) retries: u32,
+    pub(super) spare: u16,
+    pub(super) spare_idle_ms: u32,
 }
 
 pub(super) struct WrittenBackend {
@@ -326,6 +328,19 @@ impl WrittenPool {
                 2,
                 0..=limits::RETRIES_MAX,
                 "further attempts, at other backends, after one failed",
+            ),
+            spare: s.number(
+                "spare",
+                0,
+                0..=limits::SPARES_PER_BACKEND_MAX,
+                "connections each shard keeps ready to each backend, so that a client waits for no handshake; 0: none",
+            ),
+            spare_idle_ms: s.number(
+                "spare_idle_ms",
+                limits::SPARE_IDLE_MS_DEFAULT,
+                limits::SPARE_IDLE_MS_MIN..=limits::DURATION_MS_MAX,
+                "how long one may be ready before another takes its place; \
+                 less than what firewalls and backends let be idle",
             ),
             backends: s.list(
                 "backends",

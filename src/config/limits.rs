@@ -51,6 +51,25 @@ pub const WEIGHT_MAX: u16 = 1000;
 pub const ROTATION_MAX: usize = BACKENDS_PER_POOL_MAX * WEIGHT_MAX as usize;
 /// Attempts after the first to reach a backend.
 pub const RETRIES_MAX: u32 = 16;
+/// Connections a shard keeps ready to one backend.
+pub const SPARES_PER_BACKEND_MAX: u16 = 64;
+/// Connections a shard keeps ready to all backends: each costs a system call a second, and a descriptor.
+pub const SPARES_PER_SHARD_MAX: usize = 256;
+/// How long a connection may be ready by default before another takes its place: less than firewalls forget after.
+pub const SPARE_IDLE_MS_DEFAULT: u32 = 30_000;
+/// Least such time: ready connections are looked at once a second.
+pub const SPARE_IDLE_MS_MIN: u32 = 1000;
+/// Ready connections that a shard begins to make in one turn: sessions that live wait for no more than these.
+pub const SPARE_CONNECTS_PER_TURN_MAX: u32 = 4;
+/// How long a backend that refused a ready connection, or closed one, is left alone at first; then twice as long each
+/// time.
+pub const SPARE_REST_MS: u64 = 250;
+/// And at most.
+pub const SPARE_REST_MS_MAX: u64 = 8000;
+/// How long no connection is kept ready after descriptors or memory ran out.
+pub const SPARE_SHORT_MS: u64 = 5000;
+/// One part in so many of all descriptors is kept free of sessions at most, for connections that are ready.
+pub const SPARE_DESCRIPTORS_PART: u64 = 4;
 /// Bytes of a config file.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Characters of a name.
@@ -298,6 +317,9 @@ const _: () = assert!(USER_TIMEOUT_MS_MAX <= i32::MAX as u32, "setsockopt takes 
 const _: () =
     assert!(SOCKET_BUFFER_BYTES_MAX <= i32::MAX as u32 / 2, "the kernel doubles it in an int");
 const _: () = assert!(2 * HANDOVER_BATCH <= 253, "the descriptors of a batch go with one message");
+const _: () = assert!(SPARES_PER_BACKEND_MAX as usize <= SPARES_PER_SHARD_MAX);
+const _: () = assert!(SPARE_REST_MS < SPARE_REST_MS_MAX, "a rest can grow");
+const _: () = assert!(SPARE_IDLE_MS_MIN as u64 >= UPKEEP_MS, "the age is seen when it is over");
 const _: () = assert!(
     HANDOVER_READY_MS_MAX + HANDOVER_STEP_MS_MAX < ADMIN_REQUEST_MS_MAX,
     "who asked for an upgrade is told"

@@ -206,8 +206,8 @@ pub enum OnBackendFail {
     Close,
 }
 
-/// The shape of a hop, which is how bytes leave one socket and enter the other. Others than `Auto` are there to compare:
-/// they stay what they are. On epoll `Multishot`, `Linked` and `Oneshot` are the same.
+/// The shape of a hop, which is how bytes leave one socket and enter the other. Others than `Auto` are there to
+/// compare: they stay what they are. On epoll `Multishot`, `Linked` and `Oneshot` are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hop {
     /// What measures best on this kernel.
@@ -291,6 +291,19 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// How many other attempts follow a failed one.
     pub retries: u32,
+    /// Connections that each shard keeps ready to each backend with weight; 0: none.
+    pub spare: u16,
+    /// How long one may wait for its session before another takes its place.
+    pub spare_idle_ms: u32,
+}
+
+impl Pool {
+    /// How many connections each shard keeps ready to its backends.
+    #[must_use]
+    pub fn spares(&self) -> u64 {
+        let backends = self.backends.iter().filter(|backend| backend.weight > 0).count();
+        backends as u64 * u64::from(self.spare)
+    }
 }
 
 /// One matching-engine instance.

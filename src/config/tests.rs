@@ -333,6 +333,30 @@ fn one_mistake_in_what_is_inherited_is_one_fault() {
 }
 
 #[test]
+fn too_many_spares_are_one_fault_at_the_pool_that_has_them() {
+    let text = |a: u32, b: u32, weight: u32| {
+        let backends: Vec<String> = (1..=4).map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+        let backends = backends.join(", ");
+        format!(
+            "[listeners.l]\nbind = \"127.0.0.1:0\"\nstable = \"a\"\n\
+             [pools.a]\nspare = {a}\nbackends = [{backends}]\n[pools.b]\nspare = {b}\n\
+             backends = [{{ address = \"127.0.0.1:5\", weight = {weight} }}]"
+        )
+    };
+    assert_eq!(faults(&text(64, 0, 1)), [""; 0], "as many as there may be");
+    assert_eq!(faults(&text(64, 1, 0)), [""; 0], "none is kept without weight");
+    let told = faults(&text(64, 1, 1));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(
+        told[0].starts_with("pools.b.spare = 1: too many") && told[0].contains("256"),
+        "{told:?}"
+    );
+    let told = faults(&text(65, 1, 1));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("pools.a.spare = 65: must be 0..=64"), "{told:?}");
+}
+
+#[test]
 fn a_hostile_text_is_survived() {
     let room = usize::try_from(super::limits::CONFIG_BYTES_MAX).expect("1 MiB");
     let lines =

@@ -22,7 +22,7 @@ mod supervisor;
 pub mod totals;
 mod worker;
 
-use crate::config::{Config, limits};
+use crate::config::{Config, Pool, limits};
 use crate::driver::probe::{Feature, Report, probe};
 use crate::driver::{ListenerId, sys};
 use crate::event::Ended;
@@ -293,7 +293,11 @@ fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Po
 /// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already.
 fn within_descriptors(mut config: Config, in_force: u32) -> Config {
     let descriptors = sys::raise_descriptor_limit();
-    let spare = limits::DESCRIPTORS_SPARE;
+    let shards = config.shards.count.unwrap_or_else(|| sys::affinity().len()).max(1) as u64;
+    // Where ready connections would take more than their part they are given up first.
+    let ready = config.pools.iter().map(Pool::spares).sum::<u64>() * shards;
+    let ready = ready.min(descriptors / limits::SPARE_DESCRIPTORS_PART);
+    let spare = limits::DESCRIPTORS_SPARE + ready;
     let affordable = u32::try_from(descriptors.saturating_sub(spare) / 2).unwrap_or(u32::MAX);
     let wanted = config.limits.sessions_max;
     if wanted > affordable {

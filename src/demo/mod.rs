@@ -189,6 +189,8 @@ fn config(engines: [SocketAddr; 2]) -> Config {
         name: name.into(),
         backends: vec![Backend { name: "engine".into(), address, weight: 1 }],
         retries: 1,
+        spare: 0,
+        spare_idle_ms: limits::SPARE_IDLE_MS_DEFAULT,
     };
     Config {
         data_path: DataPath::Auto,

@@ -109,7 +109,8 @@ cases! {
         a_cancelled_poll_says_so cancelling_what_is_over_does_nothing;
     ending: finish_is_told_after_all_bytes one_side_finishes_the_other_goes_on
         abort_is_a_reset_and_ends_what_is_in_flight abort_at_rest_is_a_reset
-        a_socket_moves_to_another_key a_slot_used_again_hears_nothing_of_before;
+        a_socket_moves_to_another_key a_connection_nobody_has_stands_until_it_ends
+        a_slot_used_again_hears_nothing_of_before;
     plain: what_is_there_is_read_at_once straight_and_armed_receives_take_turns
         what_there_is_room_for_is_sent_at_once a_wide_step_keeps_order_and_bounds_its_tail
         a_wide_step_says_the_end_after_all_bytes a_wide_step_without_a_buffer_leaves_all

@@ -487,6 +487,10 @@ pub trait Driver {
     /// That error.
     fn take_error(&mut self, socket: &Socket) -> Result<(), Errno>;
 
+    /// Whether a connection of which nothing is in flight still stands: the other end neither finished nor reset it.
+    /// Bytes that wait are no end, and stay where they are.
+    fn stands(&mut self, socket: &Socket) -> bool;
+
     /// Closes a socket of which nothing is in flight. One that was attached is named by `key` and `side`.
     fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket);
 

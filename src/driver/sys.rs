@@ -236,6 +236,14 @@ pub(in crate::driver) fn take_error(fd: i32) -> Result<(), Errno> {
     if error == 0 { Ok(()) } else { Err(Errno(error)) }
 }
 
+/// Whether a connection has neither ended nor failed, by a poll(2) that does not wait: it hears an end that stands
+/// behind bytes nobody has read yet.
+pub(in crate::driver) fn stands(fd: i32) -> bool {
+    let mut watched = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: the kernel writes to `watched`, the one entry it is told of, which outlives the call.
+    unsafe { libc::poll(&raw mut watched, 1, 0) == 0 }
+}
+
 /// The next client of a non-blocking listening socket. `Ok(None)`: nobody waits.
 pub(in crate::driver) fn accept(fd: i32) -> Result<Option<Socket>, Errno> {
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;

@@ -21,6 +21,8 @@ pub struct Snapshot {
     listeners: Vec<Arc<Entrance>>,
     /// Sessions of all listeners.
     sessions: Arc<AtomicU32>,
+    /// How often descriptors or memory ran out.
+    shortages: Arc<AtomicU32>,
     pools: Vec<PoolPlan>,
 }
 
@@ -69,6 +71,7 @@ impl Snapshot {
                 .map(|l| entrances.get(&l.name).map_or_else(Arc::default, |e| Arc::clone(e)))
                 .collect(),
             sessions: before.map_or_else(Arc::default, |b| Arc::clone(&b.sessions)),
+            shortages: before.map_or_else(Arc::default, |b| Arc::clone(&b.shortages)),
             pools: config
                 .pools
                 .iter()
@@ -123,6 +126,17 @@ impl Snapshot {
     pub fn leave(&self, listener: usize) {
         self.sessions.fetch_sub(1, Relaxed);
         self.listeners[listener].sessions.fetch_sub(1, Relaxed);
+    }
+
+    /// Descriptors or memory ran out: whoever keeps some ready is to give them up, on all shards.
+    pub fn add_shortage(&self) {
+        self.shortages.fetch_add(1, Relaxed);
+    }
+
+    /// How often they have.
+    #[must_use]
+    pub fn shortages(&self) -> u32 {
+        self.shortages.load(Relaxed)
     }
 
     /// Places that are taken: of the process, then of each listener.

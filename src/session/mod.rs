@@ -17,6 +17,7 @@ pub mod parcel;
 pub mod relay;
 pub mod routes;
 pub(crate) mod sabotage;
+pub mod spare;
 
 use crate::config::{Hop, Listener, OnBackendFail, limits};
 use crate::driver::{Completion, Driver, Errno, Key, Op, Side, Socket};
@@ -29,6 +30,7 @@ use opening::{Opening, Question, Reply};
 use relay::Shape;
 use routes::Routes;
 use sabotage::Mutation;
+use spare::{Reached, Shelf};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,6 +49,8 @@ pub struct Step<'a, D> {
     pub routes: &'a mut Routes,
     /// Directions that wait for a buffer, in the order they began to.
     pub starved: &'a mut VecDeque<(Key, Side)>,
+    /// Connections to backends that stand ready.
+    pub spares: &'a mut Shelf,
 }
 
 /// One client with its backend.
@@ -417,7 +421,8 @@ impl Session {
             let Stage::Opening(opening) = &mut self.stage else { return };
             match opening.poll(reply.take()) {
                 Question::Connect(backend) => match self.connect(step, backend) {
-                    Ok(()) => return,
+                    Ok(Reached::Soon) => return,
+                    Ok(Reached::Now) => reply = Some(Reply::Connected),
                     Err(e) => reply = Some(Reply::Failed(e)),
                 },
                 Question::Opened => return self.relay(step),
@@ -429,27 +434,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    fn connect<D: Driver>(
-        &mut self,
-        step: &mut Step<'_, D>,
-        at: BackendIndex,
-    ) -> Result<(), Errno> {
-        self.backend = Some(at);
-        let address = self.snapshot.backend(at).1.address;
-        let socket = step.driver.socket(address, &self.listener().tcp)?;
-        if let Err(e) = step.driver.attach(step.key, Side::Backend, &socket) {
-            step.driver.close(None, socket);
-            return Err(e);
-        }
-        step.driver.connect(step.key, &socket, address);
-        self.ends[Side::Backend as usize] = Some(socket);
-        if let Stage::Opening(opening) = &mut self.stage {
-            opening.attempt(step.now);
-        }
-        self.retime = true;
-        Ok(())
     }
 
     fn on_connected<D: Driver>(&mut self, step: &mut Step<'_, D>, result: Result<(), Errno>) {

@@ -269,7 +269,8 @@ impl Session {
         }
         let moved = carried.taken + dir.queued;
         let small = moved < step.driver.pool().buffer_bytes();
-        dir.streak = if small { dir.streak + 1 } else { 0 };
+        // Where every direction is wide, nothing ends the streak.
+        dir.streak = if small { dir.streak.saturating_add(1) } else { 0 };
         // Where a wide step finds no buffers for a tail, a receive of the usual size may still find one.
         let bare = carried.source == Some(Received::Failed(Errno::NO_BUFFERS));
         if bare || dir.streak >= limits::WIDE_UNTIL && self.hop == Hop::Auto {

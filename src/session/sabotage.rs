@@ -47,6 +47,8 @@ pub(crate) enum Mutation {
     MailForgotten,
     /// A shard that fails leaves clients as they are that were accepted and have no session.
     AcceptedForgotten,
+    /// A shard keeps ready connections to backends that begins no sessions any more.
+    SparesForgotten,
 }
 
 /// Whether this thread runs with that fault.

@@ -18,6 +18,7 @@ impl<D: Driver> Shard<D> {
             let ended = session.abandon(&mut self.step_of(key), EndReason::ShardFailed);
             self.account(&session, ended);
         }
+        self.abandon_spares();
         self.lose_parked(EndReason::ShardFailed);
         self.refuse_accepted();
         self.refuse_waiting();

@@ -32,6 +32,13 @@ enum State {
     Closing,
 }
 
+impl Gate {
+    /// Whether clients are let in here, now or after a rest.
+    pub(super) fn is_served(&self) -> bool {
+        self.state != State::Closing
+    }
+}
+
 /// Clients that have come, with the config they live by and the listener's index in it. Few begin in a turn, so that
 /// those who have sessions do not wait for all of them.
 pub(super) type Arrivals = VecDeque<(Socket, Arc<Snapshot>, u16)>;
@@ -95,8 +102,10 @@ impl<D: Driver> Shard<D> {
         match error {
             // Asking again at once would fail again at once, unless clients are being refused.
             Some(e) if e.is_exhaustion() => {
-                let soon = self.refused_at == Some(self.now) || !self.arrivals.is_empty();
-                let rest_ms = if soon { limits::REFUSED_REST_MS } else { limits::ACCEPT_REST_MS };
+                let refuses = self.refused_at == Some(self.now) || !self.arrivals.is_empty();
+                let freed = self.give_up_spares() || refuses;
+                let gate = &mut self.gates[at];
+                let rest_ms = if freed { limits::REFUSED_REST_MS } else { limits::ACCEPT_REST_MS };
                 gate.state = State::Resting(self.now.plus_ms(rest_ms));
                 (self.parts.report)(Report::AcceptFailed(gate.listener, e));
             }

@@ -15,6 +15,7 @@ pub mod placement;
 pub mod share;
 #[cfg(test)]
 mod simulation;
+mod spare;
 mod spin;
 pub mod table;
 pub mod timers;
@@ -34,6 +35,7 @@ use mailbox::{Order, Report};
 use moves::Moves;
 use placement::{Load, Neighbour};
 use share::Share;
+use spare::Stock;
 use spin::{Few, Heat, Spin};
 use std::collections::VecDeque;
 use std::io;
@@ -80,6 +82,7 @@ pub struct Shard<D> {
     moves: Moves,
     neighbours: Arc<[Neighbour]>,
     share: Share,
+    stock: Stock,
     starved: VecDeque<(Key, Side)>,
     relief: Relief,
     spin: Spin,
@@ -129,6 +132,7 @@ impl<D: Driver> Shard<D> {
             moves: Moves::default(),
             neighbours: Arc::from([]),
             share: Share::default(),
+            stock: Stock::default(),
             starved: VecDeque::new(),
             relief: Relief::default(),
             spin: Spin::new(parts.busy_poll_us, now),
@@ -176,9 +180,11 @@ impl<D: Driver> Shard<D> {
         if self.now >= self.upkeep_at {
             self.keep_up();
         }
+        self.restock();
         self.count_turn(woke);
         // What was promised to it counts as its load until it has ended, so that nothing is lost in its mailbox.
-        if self.leaving && self.gates.is_empty() && self.parts.load.leave() {
+        let is_bare = self.gates.is_empty() && self.stock.is_empty();
+        if self.leaving && is_bare && self.parts.load.leave() {
             (self.parts.report)(Report::Gone);
             return Ok(Flow::Left);
         }
@@ -279,10 +285,8 @@ impl<D: Driver> Shard<D> {
     fn wake_at(&self) -> (Time, Option<Time>) {
         let latest = self.now.plus_ms(limits::SLEEP_MS_MAX);
         let upkeep = Some(self.upkeep_at).filter(|_| !self.parts.ticked);
-        let due = [self.timers.next(), self.next_gate(), self.next_retry(), self.relief.at, upkeep]
-            .into_iter()
-            .flatten()
-            .min();
+        let own = [self.timers.next(), self.next_gate(), self.next_retry(), self.relief.at, upkeep];
+        let due = own.into_iter().chain([self.stock.next(self.now)]).flatten().min();
         let due = if self.arrivals.is_empty() { due } else { Some(self.now) };
         let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;
         let is_near = due.is_some_and(|due| due < latest) || !self.parts.ticked;
@@ -313,7 +317,8 @@ impl<D: Driver> Shard<D> {
             | Completion::Polled { key, .. } => key,
         };
         if !self.with_session(key, |session, step| session.on(step, &completion)) {
-            self.parts.tally.shard.stale.add(1);
+            let is_stale = !self.on_spare(&completion);
+            self.parts.tally.shard.stale.add(u64::from(is_stale));
         } else if self.parts.busy_poll_us > 0
             && matches!(completion, Completion::Received { what: Received::Bytes(_), .. })
         {
@@ -331,6 +336,7 @@ impl<D: Driver> Shard<D> {
             tally: &self.parts.tally.shard,
             routes: &mut self.routes,
             starved: &mut self.starved,
+            spares: &mut self.stock.shelf,
         };
         act(session, &mut step);
         match session.rest() {
@@ -411,6 +417,7 @@ impl<D: Driver> Shard<D> {
     /// What need not be done each turn: reports gauges, gives memory back.
     fn keep_up(&mut self) {
         self.upkeep_at = self.now.plus_ms(limits::UPKEEP_MS);
+        self.stock.look(self.now);
         let seen = self.driver.counters();
         let shard = &self.parts.tally.shard;
         shard.enters.set(seen.enters);
@@ -437,6 +444,7 @@ impl<D: Driver> Shard<D> {
 
     fn read_mail(&mut self) {
         while let Ok(order) = self.parts.orders.try_recv() {
+            self.stock.look(self.now);
             match order {
                 Order::Serve { listener, name, socket } => self.serve(listener, name, socket),
                 Order::Release(listener) => self.release(listener),

@@ -36,6 +36,11 @@ impl Moves {
         self.waiting.clear();
     }
 
+    /// Whether all are to go, and those too that begin here.
+    pub(super) fn is_evicted(&self) -> bool {
+        !self.evict_to.is_empty()
+    }
+
     /// How many come to rest.
     pub(super) fn settling(&self) -> usize {
         self.settling.len()
@@ -238,6 +243,7 @@ impl<D: Driver> Shard<D> {
             tally: &self.parts.tally.shard,
             routes: &mut self.routes,
             starved: &mut self.starved,
+            spares: &mut self.stock.shelf,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! When a shard looks for work without sleeping, and which sessions it then reads straight; pure.
 //!
 //! Waking a core that sleeps costs more than all else on the way of a message. So for a while after something moved
-//! the shard does not sleep. A wait that nothing ended is paid from a budget that refills slowly, so a shard whose traffic
-//! is too sparse for it sleeps like any other; one that was worth it costs nothing, nor does one that would have been. While it spins and a few sessions carry all the traffic, those are *hot*: read
-//! by recv(2), which sees bytes sooner than a completion does.
+//! the shard does not sleep. A wait that nothing ended is paid from a budget that refills slowly, so a shard whose
+//! traffic is too sparse for it sleeps like any other; one that was worth it costs nothing, nor does one that would have
+//! been. While it spins and a few sessions carry all the traffic, those are *hot*: read by recv(2), which sees bytes
+//! sooner than a completion does.
 
 #![forbid(unsafe_code)]
 

@@ -35,10 +35,11 @@ impl ShardTally {
     pub fn counts(&self) -> Vec<Named<'_>> {
         counts!(self;
             totals: begun cpu_ns accepted placed_elsewhere accept_failed_exhausted accept_failed_other refused_full
-                connect_retries turns enters enter_failed completions sq_full cq_overflow no_buffers sends_blocked
+                connect_retries spares_made spares_taken spares_ended spares_aged spares_unwanted spares_short
+                spares_failed turns enters enter_failed completions sq_full cq_overflow no_buffers sends_blocked
                 copied_bytes spliced_bytes spun_in_vain_ns freezes watchdog moves_out moves_in moves_failed
                 moves_upgrade moves_opening moves_ending stale journal_dropped;
-            gauges: sessions starved spilled_bytes buffers buffers_free;
+            gauges: sessions spares starved spilled_bytes buffers buffers_free;
             neither: looked_ns pause work next_id)
     }
 

@@ -255,6 +255,42 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         "Attempts to connect that failed and were followed by another.",
         |f, s| s.shards(f, |t| &t.connect_retries),
     ),
+    gauge(
+        "ringway_spare_connections",
+        SHARD,
+        "Connections to backends that stand ready for a session (pools.NAME.spare).",
+        |f, s| s.shards(f, |t| &t.spares),
+    ),
+    counter(
+        "ringway_spare_connected_total",
+        SHARD,
+        "Connections to backends that came to stand ready.",
+        |f, s| s.shards(f, |t| &t.spares_made),
+    ),
+    counter(
+        "ringway_spare_taken_total",
+        SHARD,
+        "Ready connections that sessions took; the others connected by themselves.",
+        |f, s| s.shards(f, |t| &t.spares_taken),
+    ),
+    counter(
+        "ringway_spare_failed_total",
+        SHARD,
+        "Attempts to make a connection ready that failed.",
+        |f, s| s.shards(f, |t| &t.spares_failed),
+    ),
+    counter(
+        "ringway_spare_discarded_total",
+        &["shard", "path", "why"],
+        "Ready connections that no session took: ended (by the backend), aged (others took their places), unwanted \
+         (by a reload, another data path or a stop) or short (descriptors or memory ran out).",
+        |f, s| {
+            s.shard_cases(f, "ended", |t| &t.spares_ended);
+            s.shard_cases(f, "aged", |t| &t.spares_aged);
+            s.shard_cases(f, "unwanted", |t| &t.spares_unwanted);
+            s.shard_cases(f, "short", |t| &t.spares_short);
+        },
+    ),
     counter("ringway_shard_turns_total", SHARD, "Turns of the shard's loop.", |f, s| {
         s.shards(f, |t| &t.turns);
     }),

@@ -80,6 +80,39 @@ pub(super) fn a_socket_moves_to_another_key<H: Harness>(stage: &mut Stage<H>) {
     stage.close(near);
 }
 
+pub(super) fn a_connection_nobody_has_stands_until_it_ends<H: Harness>(stage: &mut Stage<H>) {
+    for (generation, is_reset) in [(0, false), (1, true)] {
+        let (near, mut far) = stage.backend(key(1, generation));
+        let Near { key: old, side, socket } = near;
+        stage.driver().detach(old, side, &socket);
+        stage.silence();
+        assert!(stage.driver().stands(&socket), "nothing happened");
+        stage.far_writes(&mut *far, &bytes(10));
+        stage.silence();
+        assert!(stage.driver().stands(&socket), "bytes are no end");
+        if is_reset {
+            far.reset();
+        } else {
+            far.finish();
+        }
+        stage.until("its end", |stage| (!stage.driver().stands(&socket)).then_some(()));
+        stage.silence();
+        stage.driver().abort(&socket);
+        stage.driver().close(None, socket);
+    }
+    // What it said meanwhile is whoever takes it's.
+    let (near, mut far) = stage.backend(key(1, 2));
+    let Near { key: old, side, socket } = near;
+    stage.driver().detach(old, side, &socket);
+    stage.far_writes(&mut *far, &bytes(10));
+    stage.silence();
+    assert!(stage.driver().stands(&socket));
+    stage.driver().attach(key(2, 0), Side::Backend, &socket).unwrap();
+    let near = Near { key: key(2, 0), side: Side::Backend, socket };
+    assert_eq!(stage.receive(&near, Arm::Once, 10), (bytes(10), None));
+    stage.close(near);
+}
+
 pub(super) fn a_slot_used_again_hears_nothing_of_before<H: Harness>(stage: &mut Stage<H>) {
     let mut number = None;
     for generation in [0, 1, 2, (1 << 24) - 1] {

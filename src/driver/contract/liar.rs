@@ -68,10 +68,12 @@ enum Lie {
     SaysAllTaken,
     /// A straight read that finds the end says that nothing is there.
     HidesEnd,
+    /// A connection that is over is said to stand.
+    SaysStands,
 }
 
 impl Lie {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 25] = [
         Self::DropsCancelled,
         Self::IgnoresCancel,
         Self::SwallowsOnCancel,
@@ -96,6 +98,7 @@ impl Lie {
         Self::ForgetsWhatIsLeft,
         Self::SaysAllTaken,
         Self::HidesEnd,
+        Self::SaysStands,
     ];
 }
 
@@ -350,6 +353,10 @@ impl<H: Harness> Driver for Liar<H> {
 
     fn take_error(&mut self, socket: &Socket) -> Result<(), Errno> {
         self.inner().take_error(socket)
+    }
+
+    fn stands(&mut self, socket: &Socket) -> bool {
+        self.lie == Lie::SaysStands || self.inner().stands(socket)
     }
 
     fn abort(&mut self, socket: &Socket) {

@@ -52,6 +52,7 @@ use super::{
 use crate::config::Tcp;
 use crate::time::Time;
 use op::{Op, Owner, Verb};
+use pipe::Way;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -393,6 +394,12 @@ impl Driver for Sim {
         let mut world = self.world.borrow_mut();
         let gone = world.conn_at(number).is_some_and(|conn| conn.dead);
         if gone { Err(world.error_of(number)) } else { Ok(()) }
+    }
+
+    fn stands(&mut self, socket: &Socket) -> bool {
+        let number = self.asked("stands", socket);
+        let world = self.world.borrow();
+        world.conn_at(number).is_some_and(|conn| !conn.dead && !conn.pipe(Way::In).end_arrived())
     }
 
     fn abort(&mut self, socket: &Socket) {

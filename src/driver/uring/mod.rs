@@ -421,6 +421,10 @@ impl Driver for Uring {
         sys::take_error(socket.0)
     }
 
+    fn stands(&mut self, socket: &Socket) -> bool {
+        sys::stands(socket.0)
+    }
+
     fn abort(&mut self, socket: &Socket) {
         sys::abort(socket.0);
     }

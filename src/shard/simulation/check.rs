@@ -194,6 +194,9 @@ pub(super) fn leaks_of(shard: &Shard<Sim>) -> Vec<String> {
     if shard.timers.next().is_some() {
         left.push("a timer".to_owned());
     }
+    if !shard.stock.is_empty() {
+        left.push(format!("{:?}", shard.stock));
+    }
     if shard.sessions.count() > 0 {
         left.push(format!("{} sessions", shard.sessions.count()));
     }
@@ -336,6 +339,11 @@ fn leaks(run: &Run) -> Result<(), Broken> {
     }
 }
 
+/// What becomes of connections that were ready.
+pub(super) const fn spares_gone(of: &ShardTally) -> [&crate::tally::Count; 5] {
+    [&of.spares_taken, &of.spares_ended, &of.spares_aged, &of.spares_unwanted, &of.spares_short]
+}
+
 /// Whether counters add up.
 fn tallies(run: &Run) -> Result<(), Broken> {
     let world = run.world.borrow();
@@ -373,6 +381,12 @@ fn tallies(run: &Run) -> Result<(), Broken> {
         // answer, and some answers are that late.
         ("watchdog", if impatient { 0 } else { shards().map(|s| s.watchdog.get()).sum() }, 0),
         ("stale", counted.2, heard(world.stale(), counted.2)),
+        (
+            "spares made, and taken or closed",
+            shards().map(|s| s.spares_made.get()).sum(),
+            shards().flat_map(spares_gone).map(crate::tally::Count::get).sum(),
+        ),
+        ("spares", shards().map(|s| s.spares.get()).sum(), 0),
         ("journal dropped", shards().map(|s| s.journal_dropped.get()).sum(), 0),
     ];
     let moves = |of: &dyn Fn(&ShardTally) -> u64| shards().map(of).sum::<u64>();

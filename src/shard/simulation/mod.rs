@@ -180,3 +180,18 @@ fn plans_reach_plain_calls() {
     println!("seeds with reads, sends, steps, tails, bytes left: {all:?} of {SEEDS}");
     assert!(all.iter().all(|n| *n >= 10), "{all:?} of {SEEDS}");
 }
+
+#[test]
+fn plans_reach_spares() {
+    let mut all = [0_u64; 6];
+    for seed in 0..SEEDS {
+        let mut run = Run::new(Plan::drawn_from(seed));
+        let _ = catch_unwind(AssertUnwindSafe(|| run.through()));
+        for tally in run.members.iter().map(|member| &member.tally.shard) {
+            let counts = check::spares_gone(tally).into_iter().chain([&tally.spares_failed]);
+            all.iter_mut().zip(counts).for_each(|(all, n)| *all += n.get().min(1));
+        }
+    }
+    println!("shards with spares taken, ended, aged, unwanted, short, failed: {all:?}");
+    assert!(all.iter().all(|n| *n >= 10), "{all:?} of {SEEDS} seeds");
+}

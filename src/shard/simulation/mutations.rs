@@ -8,7 +8,7 @@ use crate::session::sabotage::{self, Mutation};
 const SEEDS: u64 = 20_000;
 
 /// Each fault, and what catches it first.
-const CAUGHT: [(Mutation, &[Property]); 22] = [
+const CAUGHT: [(Mutation, &[Property]); 23] = [
     (Mutation::LostWakeUp, &[Property::Starvation, Property::Liveness, Property::Reset]),
     (Mutation::ClosedInFlight, &[Property::Contract]),
     (Mutation::DoubleGiveBack, &[Property::Contract]),
@@ -31,6 +31,7 @@ const CAUGHT: [(Mutation, &[Property]); 22] = [
     (Mutation::SettlesForever, &[Property::Deadline]),
     (Mutation::MailForgotten, &[Property::Leak, Property::Starvation, Property::Reset]),
     (Mutation::AcceptedForgotten, &[Property::Leak]),
+    (Mutation::SparesForgotten, &[Property::Liveness]),
 ];
 
 #[test]

@@ -155,6 +155,27 @@ impl Plan {
             places,
         }
         .with_mood(rng)
+        .with_spares()
+    }
+
+    /// Has every other run keep connections ready. Drawn apart, so that all else is as it is without.
+    fn with_spares(mut self) -> Self {
+        let rng = &mut Rng::new(self.seed.wrapping_mul(0x2545_F491) ^ 0x5BA4_E000);
+        if rng.chance(Rate::HALF) {
+            return self;
+        }
+        let reloaded = self.orders.iter_mut().filter_map(|(_, told)| match told {
+            Told::Reload(config) => Some(&mut **config),
+            _ => None,
+        });
+        for config in std::iter::once(&mut self.config).chain(reloaded) {
+            for pool in &mut config.pools {
+                pool.spare = rng.pick(&[0, 1, 2, 4]);
+                let ms = rng.log_within(1000, 60_000);
+                pool.spare_idle_ms = u32::try_from(ms).expect("it is a minute at most");
+            }
+        }
+        self
     }
 
     /// Plans with one thing less each.
@@ -173,6 +194,9 @@ impl Plan {
         }
         for fault in Fault::ALL.iter().filter(|fault| self.faults.rate(**fault) != Rate::NEVER) {
             add(&|plan| plan.faults = plan.faults.clone().with(*fault, Rate::NEVER));
+        }
+        if self.config.pools.iter().any(|pool| pool.spare > 0) {
+            add(&|plan| plan.config.pools.iter_mut().for_each(|pool| pool.spare = 0));
         }
         if self.busy_poll_us > 0 {
             add(&|plan| plan.busy_poll_us = 0);
@@ -275,6 +299,8 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
                 })
                 .collect(),
             retries: rng.pick(&[0, 0, 1, 3]),
+            spare: 0,
+            spare_idle_ms: 1000,
         })
         .collect();
     Config {

@@ -76,6 +76,9 @@ fn check_pool(pool: &Pool) {
     check_name(&pool.name);
     assert!((1..=limits::BACKENDS_PER_POOL_MAX).contains(&pool.backends.len()));
     assert!(pool.retries <= limits::RETRIES_MAX);
+    assert!(pool.spare <= limits::SPARES_PER_BACKEND_MAX);
+    assert!(pool.spares() <= limits::SPARES_PER_SHARD_MAX as u64);
+    assert!(pool.spare_idle_ms >= limits::SPARE_IDLE_MS_MIN);
     let (mut names, mut addresses) = (HashSet::new(), HashSet::new());
     for backend in &pool.backends {
         assert!(names.insert(&backend.name) && addresses.insert(backend.address), "{pool:?}");

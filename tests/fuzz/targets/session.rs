@@ -347,6 +347,8 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
             .map(|n| Backend { name: n.to_string().into(), address: address(*n), weight: 1 })
             .collect(),
         retries,
+        spare: 0,
+        spare_idle_ms: 1000,
     };
     let time = |bytes: &mut Bytes<'_>| bytes.flag().then(|| bytes.size());
     let timeouts = Timeouts {
