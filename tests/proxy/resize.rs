@@ -270,8 +270,11 @@ fn sessions_are_spread_over_the_lanes_that_stay_and_none_moves_to_one_that_goes(
     let what = done(proxy.reload(&recipe.shards(2).text()));
     assert!(what.contains("shards: 4 -> 2") && what.contains("live sessions move"), "{what}");
     until_there_are(&proxy, 2);
-    let on: Vec<u64> =
-        running(&proxy).iter().map(|shard| shard.tally.shard.sessions.get()).collect();
+    let on = || -> Vec<u64> {
+        running(&proxy).iter().map(|shard| shard.tally.shard.sessions.get()).collect()
+    };
+    until(3000, "all have arrived", || on().iter().sum::<u64>() == 80);
+    let on = on();
     assert!(on.iter().all(|sessions| (30..=50).contains(sessions)), "{on:?}");
     let answer = proxy.order(Order::Move { session: 1, shard });
     assert!(matches!(&answer, Answer::Unknown(why) if why.contains("no shard")), "{answer:?}");
