@@ -3,8 +3,8 @@
 //! Waking a core that sleeps costs more than all else on the way of a message. So for a while after something moved
 //! the shard does not sleep. A wait that nothing ended is paid from a budget that refills slowly, so a shard whose
 //! traffic is too sparse for it sleeps like any other; one that was worth it costs nothing, nor does one that would
-//! have been. While it spins and a few sessions carry all the traffic, those are *hot*: read by recv(2), which sees bytes
-//! sooner than a completion does.
+//! have been. While it spins and a few sessions carry all the traffic, those are *hot*: read by recv(2), which sees
+//! bytes sooner than a completion does.
 
 #![forbid(unsafe_code)]
 
