@@ -112,8 +112,11 @@ pub const FIFO_PRIORITY_MAX: u8 = 99;
 pub const SPIN_BUDGET_WINDOWS: u64 = 10;
 /// One part in so many of all time may be spent on looking in vain.
 pub const SPIN_WASTE_PART: u64 = 50;
-/// How often hot sessions are read before a spinning shard asks its driver again.
-pub const HOT_LOOKS: u32 = 32;
+/// What a look for work without sleeping is charged at most: a longer one was stopped or disturbed meanwhile.
+pub const SPIN_LOOK_NS_MAX: u64 = 100_000;
+/// How many sockets of hot sessions are read before a spinning shard asks its driver again, which has the messages of
+/// all others: with 64 and more reads in between, those waited for tens of microseconds.
+pub const HOT_READS: usize = 16;
 /// Sessions that are read straight while a shard spins, if no others carry traffic.
 pub const HOT_SESSIONS_MAX: usize = 4;
 /// Most sessions a spinning shard reads straight where listeners ask for it.

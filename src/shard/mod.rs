@@ -207,7 +207,7 @@ impl<D: Driver> Shard<D> {
     fn look_again(&mut self) -> io::Result<bool> {
         let mut found = false;
         if !self.hot.is_empty() {
-            for _ in 0..limits::HOT_LOOKS {
+            for _ in 0..(limits::HOT_READS / (2 * self.hot.len())).max(1) {
                 found |= self.read_hot();
             }
         }

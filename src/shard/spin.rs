@@ -59,7 +59,7 @@ impl Spin {
 
     /// The shard looked, from the last time it settled until `now`, and found something or not.
     pub(super) fn looked(&mut self, now: Time, found: bool) {
-        let spent = self.settle(now);
+        let spent = self.settle(now).min(limits::SPIN_LOOK_NS_MAX);
         self.waits_ns = if found { 0 } else { self.waits_ns.saturating_add_unsigned(spent) };
     }
 
