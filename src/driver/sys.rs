@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -460,10 +460,26 @@ pub fn raise_descriptor_limit() -> u64 {
     limit.rlim_cur
 }
 
+/// Has the kernel make its table of this process's descriptors so large at once. It grows by doubling otherwise, and
+/// where threads share it, whoever needs the next descriptor waits for an RCU grace period then (Linux, fs/file.c,
+/// `expand_fdtable`): 20 to 50 ms in which a shard moves nothing.
+///
+/// # Errors
+/// More than the limit of open descriptors, or no memory for it.
+pub fn size_descriptor_table(descriptors: u64) -> io::Result<()> {
+    let any = std::fs::File::open("/dev/null")?;
+    let last = i32::try_from(descriptors.saturating_sub(1)).unwrap_or(i32::MAX);
+    // SAFETY: takes and returns numbers, of which the first names an open descriptor.
+    let high = unsafe { libc::fcntl(any.as_raw_fd(), libc::F_DUPFD_CLOEXEC, last) };
+    check(high)?;
+    // SAFETY: the descriptor was just made and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(high) });
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{FromRawFd as _, OwnedFd};
 
     /// The one that every kernel has, whatever its default.
     const RENO: &str = "reno";
@@ -492,5 +508,14 @@ mod tests {
         }
         let unknown = Tcp { congestion: Some("nosuch".into()), ..tcp };
         assert_eq!(set_options(&listening, &unknown), Err(Errno(libc::ENOENT)));
+    }
+
+    #[test]
+    fn the_table_of_descriptors_is_as_large_as_asked_for() {
+        size_descriptor_table(700).unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let size = status.lines().find_map(|line| line.strip_prefix("FDSize:")).unwrap();
+        assert!(size.trim().parse::<u64>().unwrap() >= 700, "{size}");
+        size_descriptor_table(u64::MAX).expect_err("no limit is as high");
     }
 }
