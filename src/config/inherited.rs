@@ -49,7 +49,7 @@ impl Default for WrittenTcp {
     fn default() -> Self {
         Self {
             nodelay: true,
-            keepalive: Keepalive { idle_s: 30, interval_s: 5, probes: 3 },
+            keepalive: Keepalive { idle_s: 15, interval_s: 5, probes: 3 },
             user_timeout_ms: 30_000,
             send_buffer_bytes: 0,
             receive_buffer_bytes: limits::RECEIVE_BUFFER_DEFAULT,
@@ -70,7 +70,7 @@ impl WrittenTcp {
                 "user_timeout_ms",
                 default.user_timeout_ms,
                 0..=limits::USER_TIMEOUT_MS_MAX,
-                "TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged; 0: the kernel's choice",
+                "TCP_USER_TIMEOUT: how long sent bytes, or probes, may stay unanswered; 0: the kernel's choice",
             ),
             send_buffer_bytes: s.number(
                 "send_buffer_bytes",
@@ -122,7 +122,7 @@ fn read_keepalive(s: &mut Section<'_>, default: Keepalive) -> Keepalive {
             "keepalive_idle_s",
             default.idle_s,
             0..=limits::KEEPALIVE_S_MAX,
-            "TCP_KEEPIDLE: silence before the kernel probes whether the other end is there; 0: it does not",
+            "TCP_KEEPIDLE: longest silence before the kernel probes whether the other end is there; 0: it does not",
         ),
         interval_s: s.number(
             "keepalive_interval_s",

@@ -274,7 +274,8 @@ impl Tcp {
 /// How the kernel finds out that a silent end has vanished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
-    /// TCP_KEEPIDLE: silence before the first probe.
+    /// TCP_KEEPIDLE: longest silence before the first probe. A socket begins up to a third earlier, and early enough
+    /// that all probes fit into the user timeout.
     pub idle_s: u32,
     /// TCP_KEEPINTVL: time between probes.
     pub interval_s: u32,

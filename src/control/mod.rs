@@ -290,8 +290,8 @@ fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Po
 }
 
 /// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle
-/// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already. And has
-/// the kernel's table hold them all, so that no shard waits for it to grow.
+/// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already. And
+/// has the kernel's table hold them all, so that no shard waits for it to grow.
 fn within_descriptors(mut config: Config, in_force: u32) -> Config {
     let descriptors = sys::raise_descriptor_limit();
     let shards = config.shards.count.unwrap_or_else(|| sys::affinity().len()).max(1) as u64;

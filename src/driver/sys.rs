@@ -181,12 +181,25 @@ fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     set_bytes(fd, ip, libc::TCP_CONGESTION, congestion.as_bytes())
 }
 
+/// Silence before the first probe of a socket, in seconds.
+///
+/// Where TCP_USER_TIMEOUT is set, the kernel ends a connection by that as soon as one probe has no answer yet
+/// (tcp_keepalive_timer in net/ipv4/tcp_timer.c), so probing begins early enough that all probes fit in. And sockets that
+/// fell silent together do not probe together: thousands of probes at once overflow a queue on their way.
+fn probes_after(fd: i32, keepalive: Keepalive, user_timeout_ms: Option<u32>) -> u32 {
+    let Keepalive { idle_s, interval_s, probes } = keepalive;
+    let fits = |ms: u32| (ms / 1000).saturating_sub(interval_s.saturating_mul(probes));
+    let latest = user_timeout_ms.map_or(idle_s, |ms| idle_s.min(fits(ms))).max(1);
+    latest - fd.unsigned_abs() % (latest / 3 + 1)
+}
+
 /// The options that find a vanished end or a stalled one: six calls, which a short session has no use for.
 pub(in crate::driver) fn guard(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
-    if let Some(Keepalive { idle_s, interval_s, probes }) = tcp.keepalive {
+    if let Some(keepalive) = tcp.keepalive {
+        let Keepalive { interval_s, probes, .. } = keepalive;
         set(fd, socket, libc::SO_KEEPALIVE, 1)?;
-        set(fd, ip, libc::TCP_KEEPIDLE, idle_s)?;
+        set(fd, ip, libc::TCP_KEEPIDLE, probes_after(fd, keepalive, tcp.user_timeout_ms))?;
         set(fd, ip, libc::TCP_KEEPINTVL, interval_s)?;
         set(fd, ip, libc::TCP_KEEPCNT, probes)?;
     }
@@ -508,6 +521,15 @@ mod tests {
         }
         let unknown = Tcp { congestion: Some("nosuch".into()), ..tcp };
         assert_eq!(set_options(&listening, &unknown), Err(Errno(libc::ENOENT)));
+    }
+
+    #[test]
+    fn all_probes_fit_into_the_user_timeout_and_sockets_do_not_probe_together() {
+        let keepalive = Keepalive { idle_s: 30, interval_s: 5, probes: 3 };
+        let after = |timeout_ms| (0..100).map(move |fd| probes_after(fd, keepalive, timeout_ms));
+        assert_eq!((after(None).min(), after(None).max()), (Some(20), Some(30)));
+        assert_eq!((after(Some(30_000)).min(), after(Some(30_000)).max()), (Some(10), Some(15)));
+        assert!(after(Some(5000)).all(|s| s == 1), "they cannot fit");
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub struct Session {
     shape: Shape,
     /// While its shard spins, its sockets are read straight: no receive is armed.
     hot: bool,
-    /// The backend's socket has the options that find a vanished end.
+    /// Its sockets have the options that find a vanished end.
     guarded: bool,
     /// Its deadline may have come nearer: the shard looks, and clears this.
     pub retime: bool,
@@ -390,12 +390,13 @@ impl Session {
         }
     }
 
-    /// Sets the options of the backend's socket that a short session has no use for.
+    /// Sets the options of the sockets that a short session has no use for. The client's has them from its listening
+    /// socket, but for when it begins to probe.
     fn guard<D: Driver>(&mut self, step: &mut Step<'_, D>) {
         self.guarded = true;
-        if let Some(backend) = &self.ends[Side::Backend as usize] {
+        for socket in self.ends.iter().flatten() {
             // It fails where the connection is gone, which a receive is about to say.
-            let _ = step.driver.guard(backend, &self.listener().tcp);
+            let _ = step.driver.guard(socket, &self.listener().tcp);
         }
     }
 

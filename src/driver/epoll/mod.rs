@@ -274,6 +274,12 @@ impl Driver for Epoll {
     fn trim(&mut self) {
         self.pool.trim();
         self.wide.trim();
+        let in_use = |pair: &[Watch; 2]| pair.iter().any(|watch| watch.fd >= 0 || watch.queued);
+        let used = self.watches.iter().rposition(in_use).map_or(0, |last| last + 1);
+        self.watches.truncate(used);
+        if self.watches.capacity() > 4 * used {
+            self.watches.shrink_to(2 * used);
+        }
     }
 
     fn counters(&self) -> Counters {
