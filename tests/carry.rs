@@ -312,6 +312,7 @@ fn five_thousand_idle_sessions_go_to_epoll_and_back() {
     assert_eq!(there(), SESSIONS, "{}", program.get("/metrics").1);
     pause(3000);
     let (before, _) = used(&program);
+    let mut first = None;
     for trip in 1..=3 {
         for path in ["epoll", "uring"] {
             let (_, cpu) = used(&program);
@@ -328,7 +329,10 @@ fn five_thousand_idle_sessions_go_to_epoll_and_back() {
         pause(8000);
         let after = used(&program).0;
         println!("trip {trip}: {before} KiB before, {after} KiB after");
-        assert!(after < before + 2048, "{before} KiB before, {after} KiB after");
+        // Of the first, most is what shards of epoll are, which had not run before; the others may add little to it.
+        let bound = first.map_or(before + 2048, |first| first + 1024);
+        assert!(after < bound, "{before} KiB before, {after} KiB after, {bound} are allowed");
+        first.get_or_insert(after);
     }
     assert_eq!(program.metric("ringway_moves_total", "failed"), 0.0);
     assert_eq!(clients.len(), opened.load(SeqCst));
