@@ -184,8 +184,8 @@ fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
 /// Silence before the first probe of a socket, in seconds.
 ///
 /// Where TCP_USER_TIMEOUT is set, the kernel ends a connection by that as soon as one probe has no answer yet
-/// (tcp_keepalive_timer in net/ipv4/tcp_timer.c), so probing begins early enough that all probes fit in. And sockets that
-/// fell silent together do not probe together: thousands of probes at once overflow a queue on their way.
+/// (tcp_keepalive_timer in net/ipv4/tcp_timer.c), so probing begins early enough that all probes fit in. And sockets
+/// that fell silent together do not probe together: thousands of probes at once overflow a queue on their way.
 fn probes_after(fd: i32, keepalive: Keepalive, user_timeout_ms: Option<u32>) -> u32 {
     let Keepalive { idle_s, interval_s, probes } = keepalive;
     let fits = |ms: u32| (ms / 1000).saturating_sub(interval_s.saturating_mul(probes));
