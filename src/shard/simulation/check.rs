@@ -134,7 +134,9 @@ impl Watch {
     fn resets(&mut self, world: &World) -> Result<(), Broken> {
         let now = world.awake();
         for record in world.records() {
-            let ended = record.near.closed || record.near.aborted;
+            let near = record.near;
+            // Once both directions have ended in order the kernel says so again and again, and nothing more is heard.
+            let ended = near.closed || near.aborted || record.sent.finished && near.finished;
             if !record.gone || ended || record.fate != Fate::Established {
                 self.unheard.remove(&record.id);
             } else if now > self.unheard.entry(record.id).or_insert(now).plus_ms(UNHEARD_MS) {
