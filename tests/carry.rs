@@ -171,6 +171,13 @@ fn show(
     assert_eq!(proxy.ended(EndReason::Finished), sessions, "{:?}", proxy.reasons());
 }
 
+/// Two shards, and sessions that may be half-closed for as long as they like.
+fn proxy_of(path: DataPath, backend: &load::Far, hop: &str) -> Proxy {
+    let recipe = Recipe::new(path, &[backend.at]).shards(2);
+    let recipe = recipe.listener(&format!("hop = \"{hop}\""));
+    recipe.more("[timeouts]\nhalf_closed_ms = 0").start()
+}
+
 /// The upper bound of the bucket this part of all pauses lies in.
 fn pause_at(proxy: &Proxy, part: f64) -> Option<Duration> {
     let mut all: Vec<(u64, u64)> = vec![];
@@ -207,9 +214,7 @@ fn flips(what: &str, load: Load, hop: &str) {
         return;
     }
     let backend = load::Far::start();
-    let recipe = Recipe::new(DataPath::Uring, &[backend.at]).shards(2);
-    let recipe = recipe.listener(&format!("hop = \"{hop}\""));
-    let proxy = recipe.more("[timeouts]\nhalf_closed_ms = 0").start();
+    let proxy = proxy_of(DataPath::Uring, &backend, hop);
     show(what, load, &proxy, &backend, |second| {
         let path = [DataPath::Uring, DataPath::Epoll][(second % 2) as usize];
         loop {
@@ -237,9 +242,7 @@ fn all_spliced_bulk_changes_its_shard_each_second_and_nobody_notices() {
 fn moves(what: &str, load: Load, hop: &str) {
     let path = if has_uring() { DataPath::Uring } else { DataPath::Epoll };
     let backend = load::Far::start();
-    let recipe = Recipe::new(path, &[backend.at]).shards(2);
-    let recipe = recipe.listener(&format!("hop = \"{hop}\""));
-    let proxy = recipe.more("[timeouts]\nhalf_closed_ms = 0").start();
+    let proxy = proxy_of(path, &backend, hop);
     show(what, load, &proxy, &backend, |_| {
         let listed = proxy.order(Order::Sessions { shard: None, from: 0, slots: 1000 });
         let Answer::Sessions { shards, next: None } = listed else { panic!("{listed:?}") };

@@ -2,7 +2,6 @@
 //! with what to change, and the shards go on without.
 
 use super::board::Board;
-
 use crate::config::{Config, Shards, Steer};
 use crate::driver::favours::{CardPolling, can_steer, poll_in_reads, schedule_first, steer};
 use crate::driver::probe::kernels::{STEERS_FROM, Version, running_release};
@@ -121,9 +120,8 @@ impl Favours {
             self.tell(refused_steering(e));
         } else if matches!(socket.reuse_port(), Ok(false)) {
             self.tell(format!(
-                "shards.steer = \"cpu\" cannot be had at listeners.{}: its shards share the one socket that was passed \
-                 in, and any may get a client; have that socket's unit set ReusePort=yes",
-                listener
+                "shards.steer = \"cpu\" cannot be had at listeners.{listener}: its shards share the one socket that \
+                 was passed in, and any may get a client; have that socket's unit set ReusePort=yes"
             ));
         }
     }

@@ -123,12 +123,9 @@ impl Port {
         next_id: &mut impl Ids,
     ) -> Result<Vec<Seat>, PortError> {
         let failed = |error| PortError::of(listener, error);
-        let first = self.seats.first();
         // One that is alone at its address has no group that others could join: its lanes share it.
-        let alone = match first {
-            Some(seat) => Some(seat).filter(|seat| !seat.socket.reuse_port().unwrap_or(true)),
-            None => None,
-        };
+        let is_alone = |seat: &&Seat| !seat.socket.reuse_port().unwrap_or(true);
+        let alone = self.seats.first().filter(is_alone);
         let mut bound = self.bound;
         let mut seats = Vec::new();
         for _ in self.seats.len()..lanes {

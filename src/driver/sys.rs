@@ -499,15 +499,7 @@ mod tests {
 
     #[test]
     fn both_ends_of_a_session_get_the_congestion_control() {
-        let tcp = Tcp {
-            nodelay: true,
-            keepalive: None,
-            user_timeout_ms: None,
-            send_buffer_bytes: None,
-            receive_buffer_bytes: None,
-            notsent_lowat_bytes: None,
-            congestion: Some(RENO.into()),
-        };
+        let tcp = Tcp { congestion: Some(RENO.into()), ..Tcp::PLAIN };
         let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         set_options(&listening, &tcp).unwrap();
         let client = std::net::TcpStream::connect(listening.local_addr().unwrap()).unwrap();

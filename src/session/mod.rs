@@ -370,8 +370,13 @@ impl Session {
     }
 
     fn is_deaf(&self) -> bool {
-        let linked = self.shape == Shape::Linked;
-        self.dirs.iter().any(|dir| dir.is_deaf(linked)) && !sabotage::is(Mutation::DeafWhilePaused)
+        Side::BOTH.into_iter().any(|side| self.is_deaf_to(side))
+            && !sabotage::is(Mutation::DeafWhilePaused)
+    }
+
+    /// Whether nothing would hear that the connection of `side` has gone.
+    fn is_deaf_to(&self, side: Side) -> bool {
+        self.dirs[side as usize].is_deaf(self.shape == Shape::Linked)
     }
 
     /// Does what is due while it relays.
@@ -384,7 +389,7 @@ impl Session {
             self.guard(step);
         }
         for side in Side::BOTH {
-            if self.dirs[side as usize].is_deaf(self.shape == Shape::Linked) {
+            if self.is_deaf_to(side) {
                 self.watch(step, side);
             }
         }
@@ -483,14 +488,12 @@ impl Session {
         if self.dirs[side as usize].polling {
             return self.carry(step, side);
         }
-        let dir = &mut self.dirs[side as usize];
-        dir.watch = Watch::Off;
-        let deaf = dir.is_deaf(self.shape == Shape::Linked);
+        self.dirs[side as usize].watch = Watch::Off;
         self.retime = true;
         match self.stage {
             Stage::Opening(_) if result.is_ok() => self.end(step, EndReason::ClientLeft),
             // What is received from is heard by that.
-            Stage::Relaying if result.is_ok() && deaf => self.on_gone(step, side),
+            Stage::Relaying if result.is_ok() && self.is_deaf_to(side) => self.on_gone(step, side),
             Stage::Relaying => self.arm(step, side),
             Stage::Opening(_) | Stage::Settling { .. } | Stage::Ending { .. } => {}
         }

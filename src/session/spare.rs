@@ -89,8 +89,13 @@ struct Ready {
 }
 
 impl Ready {
-    fn is_older<D: Driver>(&self, driver: &D, idle_ms: u32) -> bool {
-        driver.now() >= self.since.plus_ms(u64::from(idle_ms))
+    /// Why nobody is to take it. `None`: it stands, and is not too old.
+    fn unfit<D: Driver>(&self, driver: &mut D, idle_ms: u32) -> Option<Why> {
+        if !driver.stands(&self.socket) {
+            return Some(Why::Ended);
+        }
+        let is_old = driver.now() >= self.since.plus_ms(u64::from(idle_ms));
+        is_old.then_some(Why::Aged)
     }
 }
 
@@ -121,14 +126,12 @@ impl Place {
     fn look<D: Driver>(&mut self, driver: &mut D, tally: &ShardTally, now: Time) {
         let mut ended = false;
         for one in std::mem::take(&mut self.ready) {
-            if !driver.stands(&one.socket) {
-                ended = true;
-                discard(driver, tally, one.socket, Why::Ended);
-            } else if one.is_older(driver, self.wish.idle_ms) {
-                discard(driver, tally, one.socket, Why::Aged);
-            } else {
+            let Some(why) = one.unfit(driver, self.wish.idle_ms) else {
                 self.ready.push(one);
-            }
+                continue;
+            };
+            ended |= why == Why::Ended;
+            discard(driver, tally, one.socket, why);
         }
         if ended {
             self.failed(now);
@@ -219,17 +222,14 @@ impl Shelf {
         self.touched |= !place.ready.is_empty();
         let mut ended = false;
         while let Some(one) = place.ready.pop() {
-            if !driver.stands(&one.socket) {
-                ended = true;
-                discard(driver, tally, one.socket, Why::Ended);
-            } else if one.is_older(driver, place.wish.idle_ms) {
-                discard(driver, tally, one.socket, Why::Aged);
-            } else {
+            let Some(why) = one.unfit(driver, place.wish.idle_ms) else {
                 place.failures = 0;
                 tally.spares.sub(1);
                 tally.spares_taken.add(1);
                 return Some(one.socket);
-            }
+            };
+            ended |= why == Why::Ended;
+            discard(driver, tally, one.socket, why);
         }
         if ended {
             place.failed(now);
