@@ -296,7 +296,7 @@ impl Fleet {
 }
 
 /// The CPU of each lane, `None` where it is bound to none: those of the config, within the process's affinity.
-fn places(config: &Config) -> io::Result<Vec<Option<usize>>> {
+pub(super) fn places(config: &Config) -> io::Result<Vec<Option<usize>>> {
     let allowed = sys::affinity();
     let wanted = config.shards.cpus.as_ref().unwrap_or(&allowed);
     let cpus: Vec<usize> = wanted.intersection(&allowed).copied().collect();

@@ -294,7 +294,8 @@ fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Po
 /// has the kernel's table hold them all, so that no shard waits for it to grow.
 fn within_descriptors(mut config: Config, in_force: u32) -> Config {
     let descriptors = sys::raise_descriptor_limit();
-    let shards = config.shards.count.unwrap_or_else(|| sys::affinity().len()).max(1) as u64;
+    // CPUs that cannot be had are told where shards are to start there.
+    let shards = fleet::places(&config).map_or(1, |places| places.len()) as u64;
     // Where ready connections would take more than their part they are given up first.
     let ready = config.pools.iter().map(Pool::spares).sum::<u64>() * shards;
     let ready = ready.min(descriptors / limits::SPARE_DESCRIPTORS_PART);
