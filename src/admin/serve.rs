@@ -72,6 +72,7 @@ pub(super) async fn serve(
     let mut connections = JoinSet::new();
     let places = Arc::new(Semaphore::new(bounds.connections));
     let (stopping, told) = watch::channel(false);
+    let mut deaf = false;
     loop {
         // Who finds all places taken waits in the backlog, until a bound frees one.
         let next = async {
@@ -83,11 +84,14 @@ pub(super) async fn serve(
             Some(ended) = connections.join_next() => report(ended),
             (place, accepted) = next => match accepted {
                 Ok((stream, who)) => {
+                    deaf = false;
                     let caller = Caller { who, window: Rc::clone(&window), bounds, _place: Rc::new(place) };
                     connections.spawn_local(connection(stream, caller, told.clone()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the admin endpoint could not accept");
+                    if !std::mem::replace(&mut deaf, true) {
+                        tracing::warn!(%error, "the admin endpoint cannot accept; it goes on trying");
+                    }
                     sleep(Duration::from_millis(limits::ADMIN_ACCEPT_REST_MS)).await;
                 }
             },
