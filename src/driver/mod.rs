@@ -444,6 +444,12 @@ pub trait Driver {
         Ok(0)
     }
 
+    /// Whether a send of this turn is better made by [`send_now`](Self::send_now): where the turn brought next to
+    /// nothing, an operation has a call into the kernel to itself, and its completion ends the wait at once.
+    fn sends_at_once(&mut self) -> bool {
+        false
+    }
+
     /// The clock, read now.
     fn read_clock(&mut self) -> Time {
         self.now()

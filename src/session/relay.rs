@@ -326,7 +326,8 @@ impl Session {
         if !matches!(self.stage, Stage::Relaying) {
             return;
         }
-        if self.hot && !dir.sending && !self.send_now(step, side) {
+        let at_once = self.hot || (self.shape != Shape::Linked && step.driver.sends_at_once());
+        if at_once && !dir.sending && !self.send_now(step, side) {
             return;
         }
         let dir = &mut self.dirs[side as usize];

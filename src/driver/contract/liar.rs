@@ -297,6 +297,10 @@ impl<H: Harness> Driver for Liar<H> {
         self.inner().arm_poll(key, side, socket, interest);
     }
 
+    fn sends_at_once(&mut self) -> bool {
+        self.inner().sends_at_once()
+    }
+
     fn has_plain_calls(&self) -> bool {
         self.h.driver_ref().has_plain_calls()
     }

@@ -70,6 +70,8 @@ fault_classes! {
     Freeze,
     /// A turn returns early, with nothing.
     EarlyTurn,
+    /// A turn is taken for one that brought next to nothing: sends are better made at once.
+    SparseTurn,
 }
 
 /// How often each class of faults happens, and the shape of connections.

@@ -348,6 +348,10 @@ impl Driver for Sim {
         self.now
     }
 
+    fn sends_at_once(&mut self) -> bool {
+        self.plain_calls && self.world.borrow_mut().happens(Fault::SparseTurn)
+    }
+
     fn has_plain_calls(&self) -> bool {
         self.plain_calls
     }

@@ -51,6 +51,8 @@ pub struct Uring {
     gone: Vec<u64>,
     credit: bool,
     now: Time,
+    /// Whether the last turn brought one completion at most.
+    sparse: bool,
     /// Calls into the kernel that failed, since the last that did not.
     failures: u32,
     counters: Counters,
@@ -90,6 +92,7 @@ impl Uring {
             gone: Vec::new(),
             credit,
             now: sys::now(),
+            sparse: false,
             failures: 0,
             counters: Counters::default(),
         };
@@ -382,6 +385,10 @@ impl Driver for Uring {
         direct::send(socket.0, &self.pool, buffer)
     }
 
+    fn sends_at_once(&mut self) -> bool {
+        self.sparse
+    }
+
     fn read_clock(&mut self) -> Time {
         self.now = sys::now();
         self.now
@@ -458,6 +465,7 @@ impl Driver for Uring {
         self.counters.enters += 1;
         self.sq.sync();
         self.cq.sync();
+        self.sparse = self.cq.len() <= 1;
         self.counters.completions += self.cq.len() as u64;
         self.counters.cq_overflow += u64::from(self.sq.cq_overflow());
         self.judge(result)
@@ -481,7 +489,6 @@ impl Drop for Uring {
     }
 }
 
-/// A ring, as large as locked memory allows.
 /// What a completion's result says.
 ///
 /// A send for which the kernel says again and again that there is room, and then finds none, goes on in a worker thread
@@ -494,6 +501,7 @@ fn number_of(result: i32) -> Result<u32, Errno> {
     })
 }
 
+/// A ring, as large as locked memory allows.
 fn build_ring() -> io::Result<IoUring> {
     let mut entries = limits::SQ_ENTRIES;
     let mut no_array = true;
@@ -546,6 +554,18 @@ mod tests {
         assert_eq!(number_of(-libc::EINTR), Err(Errno::CANCELED));
         assert_eq!(number_of(-libc::ECONNRESET), Err(Errno::RESET));
         assert_eq!(number_of(7), Ok(7));
+    }
+
+    #[test]
+    fn sends_are_made_at_once_where_nothing_else_goes_to_the_kernel() {
+        let Some(mut uring) = Uring::fresh(128, 4096) else { return };
+        for (completions, at_once) in [(0, true), (1, true), (2, false), (40, false), (1, true)] {
+            (0..completions).for_each(|_| uring.push(opcode::Nop::new().build(), Token::CANCEL));
+            let now = uring.read_clock();
+            uring.turn(Some(now)).unwrap();
+            assert_eq!(uring.sends_at_once(), at_once, "{completions} completions");
+            assert!(uring.next().is_none(), "nobody waits for these");
+        }
     }
 
     /// The ring's descriptor is made to name something that is no ring, as far as the kernel can tell.
