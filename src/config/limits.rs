@@ -80,7 +80,7 @@ pub const NAME_CHARS_MAX: usize = 64;
 pub const BUFFERS_DEFAULT: u16 = 16_384;
 /// Fewest receive buffers of one shard: the window and as many again.
 pub const BUFFERS_MIN: u16 = 128;
-/// Most receive buffers of one shard: a buffer's number has 16 bits, of which one value says "none".
+/// Most receive buffers of one shard: a provided buffer's number has 16 bits (io_uring_register_buf_ring(3)).
 pub const BUFFERS_MAX: u16 = u16::MAX - 1;
 /// Bytes of one receive buffer by default.
 pub const BUFFER_BYTES_DEFAULT: u32 = 16 * 1024;

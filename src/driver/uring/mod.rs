@@ -15,7 +15,7 @@ use super::sys::{self, EventFd, RawAddress};
 use super::wide::Wide;
 use super::{
     Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
-    Received, Side, Socket, Stride, Waker,
+    Received, Side, Socket, Stride, Waker, Way,
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
@@ -108,9 +108,7 @@ impl Uring {
 
     fn push(&mut self, entry: squeue::Entry, token: u64) {
         let entry = entry.user_data(token);
-        if self.sq.is_full() {
-            self.make_room();
-        }
+        self.make_room(1);
         // SAFETY: what the entry points to outlives it: buffers are the pool's and stay lent until their completion,
         // addresses keep their place until the queue they stand in was submitted, the waker's count is freed after the
         // ring.
@@ -118,18 +116,25 @@ impl Uring {
         debug_assert!(pushed.is_ok(), "there was room");
     }
 
-    /// Submits what stands in the queue, without waiting.
+    /// Has the queue hold so many entries more: submits what stands in it, without waiting, where it does not.
+    fn make_room(&mut self, entries: usize) {
+        if self.sq.capacity() - self.sq.len() < entries {
+            self.submit_for(entries);
+        }
+    }
+
+    #[cold]
     #[expect(clippy::cast_possible_truncation, reason = "the queue has at most 32768 places")]
-    fn make_room(&mut self) {
+    fn submit_for(&mut self, entries: usize) {
         self.counters.sq_full += 1;
-        while self.sq.is_full() {
+        while self.sq.capacity() - self.sq.len() < entries {
             self.sq.sync();
             let waiting = self.sq.len() as u32;
             self.counters.enters += 1;
             // SAFETY: no argument is passed, so none can dangle.
             let entered = unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, 0, None) };
             self.sq.sync();
-            if entered.is_err() && self.sq.is_full() {
+            if entered.is_err() && self.sq.capacity() - self.sq.len() < entries {
                 // EBUSY or EAGAIN: the kernel wants completions to be taken first. It keeps those that do not fit.
                 let flags = EnterFlags::GETEVENTS.bits();
                 // SAFETY: as above.
@@ -282,7 +287,11 @@ impl Driver for Uring {
 
     fn trim(&mut self) {
         self.pool.trim();
-        self.window.trim(&mut self.pool);
+        // A buffer counts as published until its completion is read: while one is unread, some hold what was received.
+        self.cq.sync();
+        if self.cq.is_empty() && !self.sq.cq_overflow() {
+            self.window.trim(&mut self.pool);
+        }
         self.wide.trim();
     }
 
@@ -326,9 +335,7 @@ impl Driver for Uring {
     fn detach(&mut self, _key: Key, _side: Side, _socket: &Socket) {}
 
     fn connect(&mut self, key: Key, socket: &Socket, address: SocketAddr) {
-        if self.sq.is_full() {
-            self.make_room();
-        }
+        self.make_room(1);
         // The queue is no longer than this, so the place taken now is free again: its entry was submitted, and the
         // kernel copies an address when it takes the entry (IORING_FEAT_SUBMIT_STABLE, 5.5).
         let at = self.address_next % self.addresses.len();
@@ -356,9 +363,7 @@ impl Driver for Uring {
         source: &Socket,
     ) {
         // A chain that is cut by a submission is two chains, so both must find room at once.
-        if self.sq.capacity() - self.sq.len() < 2 {
-            self.make_room();
-        }
+        self.make_room(2);
         let send = self.send_entry(socket, buffer).flags(squeue::Flags::IO_LINK);
         self.push(send, Token::Send(key, side).encode());
         let recv = Self::receive_entry(source, Arm::Once);
@@ -406,8 +411,13 @@ impl Driver for Uring {
         to: &Socket,
         stride: Stride,
     ) -> Carried {
-        let (carried, _) = self.wide.carry(from.0, to.0, &mut self.pool, stride);
-        carried
+        let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool, stride);
+        if !seen.dry || stride.by == Way::Buffer {
+            return carried;
+        }
+        // Something is there, or nobody would ask. splice(2) stops at a mark of urgent data, which recv(2) passes.
+        let stride = Stride { by: Way::Buffer, ..stride };
+        self.wide.carry(from.0, to.0, &mut self.pool, stride).0
     }
 
     fn cancel(&mut self, key: Key, op: Op) {
@@ -446,16 +456,17 @@ impl Driver for Uring {
 
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         self.window.refill(&mut self.pool);
-        let unread = !self.cq.is_empty();
+        let unread = self.cq.len();
         self.cq.sync();
         self.sq.sync();
-        let sleep_ns = until.map(|until| until.since_ns(self.now));
-        let result = if unread || sleep_ns == Some(0) {
+        let result = if unread > 0 || until.is_some_and(|until| until <= self.now) {
             let (waiting, flags) = (self.sq.len(), EnterFlags::GETEVENTS.bits());
             let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
             // SAFETY: no argument is passed, so none can dangle.
             unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, flags, None) }
-        } else if let Some(ns) = sleep_ns {
+        } else if let Some(until) = until {
+            // What was done since the clock was read took its time.
+            let ns = until.since_ns(sys::now());
             let limit = Timespec::from(std::time::Duration::from_nanos(ns));
             self.submitter.submit_with_args(1, &SubmitArgs::new().timespec(&limit))
         } else {
@@ -466,7 +477,7 @@ impl Driver for Uring {
         self.sq.sync();
         self.cq.sync();
         self.sparse = self.cq.len() <= 1;
-        self.counters.completions += self.cq.len() as u64;
+        self.counters.completions += (self.cq.len() - unread) as u64;
         self.counters.cq_overflow += u64::from(self.sq.cq_overflow());
         self.judge(result)
     }
@@ -535,6 +546,9 @@ mod tests {
     use super::*;
     use crate::driver::contract::contract_tests;
     use crate::driver::contract::loopback::{Fresh, Loopback};
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
 
     impl Fresh for Uring {
         fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
@@ -568,10 +582,53 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_ring_takes_the_largest_pool_there_may_be() {
+        let Some(mut uring) = Uring::fresh(limits::BUFFERS_MAX, 512) else { return };
+        let now = uring.read_clock();
+        uring.turn(Some(now)).unwrap();
+        assert_eq!(uring.published(), usize::from(limits::WINDOW_MIN));
+    }
+
+    /// Memory is given back between two turns, while much of what the first brought is not read yet.
+    #[test]
+    fn what_was_received_and_not_read_is_kept() {
+        const MANY: u32 = 200;
+        let Some(mut uring) = Uring::fresh(1024, 4096) else { return };
+        // All buffers have been used, and the window has grown and was large enough since.
+        let used: Vec<BufferId> = std::iter::from_fn(|| uring.pool.take()).collect();
+        used.into_iter().for_each(|buffer| uring.pool.give_back(buffer));
+        (0..4).for_each(|_| uring.window.ran_dry());
+        uring.window.trim(&mut uring.pool);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut far: Vec<TcpStream> = Vec::new();
+        let mut near: Vec<TcpStream> = Vec::new();
+        for slot in 0..MANY {
+            far.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            near.push(listener.accept().unwrap().0);
+            let socket = Socket(near[slot as usize].as_raw_fd());
+            uring.arm_recv(Key { slot, generation: 0 }, Side::Client, &socket, Arm::Multi(1 << 20));
+        }
+        for (slot, far) in (0..MANY).zip(&mut far) {
+            far.write_all(&slot.to_be_bytes()).unwrap();
+        }
+        while uring.cq.len() < MANY as usize {
+            let soon = uring.read_clock().plus_ms(5);
+            uring.turn(Some(soon)).unwrap();
+        }
+        uring.trim();
+        while let Some(completion) = uring.next() {
+            let Completion::Received { key, what: Received::Bytes(buffer), .. } = completion else {
+                panic!("{completion:?}")
+            };
+            assert_eq!(uring.pool.bytes(buffer), key.slot.to_be_bytes(), "slot {}", key.slot);
+            uring.pool.give_back(buffer);
+        }
+    }
+
     /// The ring's descriptor is made to name something that is no ring, as far as the kernel can tell.
     #[test]
     fn a_ring_that_cannot_be_entered_is_counted_and_then_given_up() {
-        use std::os::fd::AsRawFd as _;
         let Some(mut uring) = Uring::fresh(128, 4096) else { return };
         let at_once = uring.read_clock();
         uring.turn(Some(at_once)).expect("it is a ring");

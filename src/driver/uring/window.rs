@@ -30,7 +30,8 @@ pub(super) struct Window {
 impl Window {
     /// An empty window onto a pool of `buffers`, registered with the ring.
     pub(super) fn new(submitter: &Submitter<'_>, buffers: u16) -> io::Result<Self> {
-        let entries = limits::WINDOW_MAX.min(buffers.next_power_of_two());
+        let fits = buffers.checked_next_power_of_two();
+        let entries = fits.map_or(limits::WINDOW_MAX, |fits| fits.min(limits::WINDOW_MAX));
         // SAFETY: a new private anonymous mapping touches no memory that exists.
         let memory = unsafe {
             libc::mmap(
@@ -85,7 +86,8 @@ impl Window {
     }
 
     /// Gives the memory of most published buffers back to the kernel, which takes it again when it fills them, and goes
-    /// back to the smallest window where it was large enough since the last time.
+    /// back to the smallest window where it was large enough since the last time. To be called only while nothing that
+    /// was received waits to be read: what is in a buffer is lost.
     pub(super) fn trim(&mut self, pool: &mut Pool) {
         if self.dry {
             self.dry = false;
