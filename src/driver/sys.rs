@@ -165,6 +165,8 @@ fn set_all(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
 /// The options that matter from the first byte.
 fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
+    // Urgent data is part of the stream (RFC 6093 6); without this its last byte is kept out of it, and so lost.
+    set(fd, socket, libc::SO_OOBINLINE, 1)?;
     if tcp.nodelay {
         set(fd, ip, libc::TCP_NODELAY, 1)?;
     }

@@ -22,6 +22,7 @@ crate::on_each_path!(
     a_client_may_finish_before_the_backend_is_there,
     a_client_that_does_not_read_stops_its_backend_alone,
     small_messages_are_not_held_back,
+    urgent_data_is_part_of_the_stream,
 );
 
 const HOPS: [&str; 6] = ["multishot", "linked", "oneshot", "wide", "splice", "hot"];
@@ -257,4 +258,29 @@ fn auto_takes_a_path_that_works() {
     let backend = Backend::echo();
     let proxy = Recipe::new(DataPath::Auto, &[backend.at]).start();
     echo(&connect(proxy.at), b"auto takes what there is");
+}
+
+/// At its mark every receive stops short, whatever is behind it, and splice(2) does not go on.
+fn urgent_data_is_part_of_the_stream(path: DataPath) {
+    let stage = Stage::new();
+    for hop in HOPS.into_iter().chain(["auto"]) {
+        let recipe = Recipe::new(path, &[stage.at()]).listener(&format!("hop = \"{hop}\""));
+        let proxy = recipe.start();
+        let pair = stage.open_and_greet(proxy.at);
+        for (mut from, mut to) in
+            [(&pair.client, &pair.backend), (&pair.backend, &pair.client)].repeat(10)
+        {
+            from.write_all(b"a li").unwrap();
+            assert_eq!(SockRef::from(from).send_out_of_band(b"m").unwrap(), 1);
+            from.write_all(b"it order").unwrap();
+            let mut got = [0; 13];
+            let read = to.read_exact(&mut got);
+            assert!(read.is_ok() && &got == b"a limit order", "{hop}: {got:?}, {read:?}");
+        }
+        let Pair { client, backend } = pair;
+        drop(client);
+        assert_eq!(read_all(&backend), (vec![], End::Eof));
+        drop(backend);
+        proxy.expect_ended(EndReason::Finished, 1);
+    }
 }

@@ -13,7 +13,7 @@ use super::sys::{self, EventFd};
 use super::wide::Wide;
 use super::{
     Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId, Op,
-    Received, Side, Socket, Stride, Waker,
+    Received, Side, Socket, Stride, Waker, Way,
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
@@ -321,19 +321,20 @@ impl Driver for Epoll {
     }
 
     fn attach(&mut self, key: Key, side: Side, socket: &Socket) -> Result<(), Errno> {
-        let events = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        let events = libc::EPOLLIN | libc::EPOLLPRI | libc::EPOLLOUT | libc::EPOLLRDHUP;
+        let events = events | libc::EPOLLET;
         self.control(libc::EPOLL_CTL_ADD, socket.0, events, watch::encode(key, side))?;
         let slot = key.slot as usize;
         if self.watches.len() <= slot {
             self.watches.resize_with(slot + 1, Default::default);
         }
-        self.watches[slot][side as usize] = Watch::new(key, socket.0);
+        self.watches[slot][side as usize].become_new(Watch::new(key, socket.0));
         Ok(())
     }
 
     fn detach(&mut self, key: Key, side: Side, socket: &Socket) {
         debug_assert!(!self.watch(key, side).in_flight(), "{side:?} is detached while in flight");
-        *self.watch(key, side) = Watch::default();
+        self.watch(key, side).become_new(Watch::default());
         // It fails only where the socket is not watched, which is what was wanted.
         let _ = self.control(libc::EPOLL_CTL_DEL, socket.0, 0, 0);
     }
@@ -410,9 +411,12 @@ impl Driver for Epoll {
         to: &Socket,
         stride: Stride,
     ) -> Carried {
+        let by = if self.watch(key, source).urgent { Way::Buffer } else { stride.by };
+        let stride = Stride { by, ..stride };
         let (carried, seen) = self.wide.carry(from.0, to.0, &mut self.pool, stride);
         let watch = self.watch(key, source);
-        watch.readable = !seen.dry || watch.ended;
+        let stopped_short = watch.urgent && carried.taken > 0;
+        watch.readable = !seen.dry || watch.ended || stopped_short;
         carried
     }
 
@@ -461,7 +465,7 @@ impl Driver for Epoll {
     fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket) {
         if let Some((key, side)) = attached {
             debug_assert!(!self.watch(key, side).in_flight(), "{side:?} is closed while in flight");
-            *self.watch(key, side) = Watch::default();
+            self.watch(key, side).become_new(Watch::default());
         }
         sys::close(socket.0);
     }
@@ -537,6 +541,9 @@ mod tests {
     use super::*;
     use crate::driver::contract::contract_tests;
     use crate::driver::contract::loopback::{Fresh, Loopback};
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
 
     impl Fresh for Epoll {
         fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
@@ -545,4 +552,34 @@ mod tests {
     }
 
     contract_tests!(Loopback<Epoll>);
+
+    #[test]
+    fn a_side_that_is_gone_keeps_its_one_place_in_the_queue() {
+        let mut epoll = Epoll::fresh(128, 4096).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let near = listener.accept().unwrap().0;
+        let socket = Socket(near.as_raw_fd());
+        let key = |generation| Key { slot: 7, generation };
+        far.write_all(b"something").unwrap();
+        epoll.attach(key(0), Side::Client, &socket).unwrap();
+        epoll.turn(None).unwrap();
+        for generation in 0..2 {
+            epoll.arm_recv(key(generation), Side::Client, &socket, Arm::Once);
+            epoll.cancel(key(generation), Op::Recv(Side::Client));
+            assert!(matches!(epoll.next(), Some(Completion::Received { more: false, .. })));
+            epoll.detach(key(generation), Side::Client, &socket);
+            if generation == 0 {
+                epoll.attach(key(1), Side::Client, &socket).unwrap();
+                epoll.heard(watch::encode(key(1), Side::Client), libc::EPOLLIN as u32);
+            }
+        }
+        assert_eq!(epoll.ready.len(), 1, "{:?}", epoll.ready);
+        epoll.trim();
+        let now = epoll.now();
+        epoll.turn(Some(now)).unwrap();
+        assert!(epoll.next().is_none(), "nothing was asked for");
+        epoll.trim();
+        assert!(epoll.watches.is_empty(), "it is forgotten after its turn");
+    }
 }

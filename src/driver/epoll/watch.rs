@@ -23,6 +23,9 @@ pub(super) struct Watch {
     pub(super) ended: bool,
     /// A hang-up of both directions or an error was reported.
     pub(super) gone: bool,
+    /// The other end has sent urgent data. A receive stops short at its mark whatever is behind it, and splice(2) does
+    /// not pass it.
+    pub(super) urgent: bool,
     /// It is in the driver's queue.
     pub(super) queued: bool,
 }
@@ -58,8 +61,14 @@ impl Watch {
             writable: false,
             ended: false,
             gone: false,
+            urgent: false,
             queued: false,
         }
+    }
+
+    /// Begins anew, with its place in the driver's queue.
+    pub(super) fn become_new(&mut self, new: Self) {
+        *self = Self { queued: self.queued, ..new };
     }
 
     pub(super) const fn is_of(&self, key: Key) -> bool {
@@ -77,6 +86,7 @@ impl Watch {
         let has = |mask: i32| events & mask as u32 != 0;
         let gone = has(libc::EPOLLHUP | libc::EPOLLERR);
         self.gone |= gone;
+        self.urgent |= has(libc::EPOLLPRI);
         self.ended |= gone || has(libc::EPOLLRDHUP);
         self.readable |= self.ended || has(libc::EPOLLIN);
         self.writable |= gone || has(libc::EPOLLOUT);
@@ -84,10 +94,10 @@ impl Watch {
 
     /// Notes a receive: credit used, and whether the kernel's queue is known to be empty. Whether it is still armed.
     ///
-    /// A receive that did not fill its buffer has emptied the queue (epoll(7), Q9), unless the stream's end is behind
-    /// it.
+    /// A receive that did not fill its buffer has emptied the queue (epoll(7), Q9), unless the stream's end or urgent
+    /// data is behind it.
     pub(super) const fn received(&mut self, bytes: u32, short: bool) -> bool {
-        self.readable = !short || self.ended;
+        self.readable = !short || self.ended || self.urgent;
         self.recv = match self.recv {
             Some(credit) if credit > bytes => Some(credit - bytes),
             _ => None,
