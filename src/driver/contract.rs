@@ -127,20 +127,9 @@ pub(crate) fn run<H: Harness>(name: &str) {
     }
 }
 
-/// Runs every case on a fresh driver in a thread of its own, which begins by `prepare`. They mostly wait, so some at a
-/// time do.
-pub(crate) fn run_all<H: Harness>(prepare: fn()) {
-    const AT_A_TIME: usize = 8;
-    for names in all::<H>().chunks(AT_A_TIME) {
-        std::thread::scope(|scope| {
-            for (name, _) in names {
-                let case = move || {
-                    prepare();
-                    run::<H>(name);
-                };
-                let thread = std::thread::Builder::new().name((*name).to_owned());
-                thread.spawn_scoped(scope, case).expect("a thread for a case");
-            }
-        });
+/// Runs every case, each on a fresh driver.
+pub(crate) fn run_all<H: Harness>() {
+    for (name, _) in all::<H>() {
+        run::<H>(name);
     }
 }
