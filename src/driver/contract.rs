@@ -126,3 +126,10 @@ pub(crate) fn run<H: Harness>(name: &str) {
         stage.end();
     }
 }
+
+/// Runs every case, each on a fresh driver.
+pub(crate) fn run_all<H: Harness>() {
+    for (name, _) in all::<H>() {
+        run::<H>(name);
+    }
+}

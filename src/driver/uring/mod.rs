@@ -5,7 +5,12 @@
 //! receive holds none. Descriptors are ordinary ones, for shutdown(2), close(2) and handing over need them. A FIN is
 //! sent by shutdown(2), since the ring's own operation for it always goes to a worker thread.
 
+#[cfg(test)]
+mod full;
+#[cfg(test)]
+mod tests;
 mod token;
+mod watch;
 mod window;
 
 use super::direct;
@@ -27,6 +32,7 @@ use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use token::Token;
+use watch::{Again, Heard, Watches};
 use window::Window;
 
 /// The io_uring driver.
@@ -47,8 +53,9 @@ pub struct Uring {
     /// Addresses of connects that may not have been submitted yet; one for each place in the submission queue.
     addresses: Box<[RawAddress]>,
     address_next: usize,
-    /// Polls for [`Interest::Gone`] that have seen it and are being taken back: their last completion says so.
-    gone: Vec<u64>,
+    watches: Watches,
+    /// Completions of the last turn that nobody has taken yet. Those that came since wait for the next one.
+    told: usize,
     credit: bool,
     now: Time,
     /// Whether the last turn brought one completion at most.
@@ -68,7 +75,17 @@ impl Uring {
     /// # Errors
     /// Where the kernel or the sandbox refuses io_uring, or locked memory ran out at the smallest size.
     pub fn new(buffers: u16, buffer_bytes: u32, credit: bool) -> io::Result<Self> {
-        let built = build_ring()?;
+        let completions_each = limits::CQ_ENTRIES / limits::SQ_ENTRIES;
+        let ring = build_ring(limits::SQ_ENTRIES, completions_each)?;
+        Self::with_ring(ring, buffers, buffer_bytes, credit)
+    }
+
+    fn with_ring(
+        built: IoUring,
+        buffers: u16,
+        buffer_bytes: u32,
+        credit: bool,
+    ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new()?);
         let pool = Pool::new(buffers, buffer_bytes)?;
         let window = Window::new(&built.submitter(), buffers)?;
@@ -89,7 +106,8 @@ impl Uring {
             wake_count: Box::new(0),
             addresses,
             address_next: 0,
-            gone: Vec::new(),
+            watches: Watches::default(),
+            told: 0,
             credit,
             now: sys::now(),
             sparse: false,
@@ -116,9 +134,13 @@ impl Uring {
         debug_assert!(pushed.is_ok(), "there was room");
     }
 
+    fn room(&self) -> usize {
+        self.sq.capacity() - self.sq.len()
+    }
+
     /// Has the queue hold so many entries more: submits what stands in it, without waiting, where it does not.
     fn make_room(&mut self, entries: usize) {
-        if self.sq.capacity() - self.sq.len() < entries {
+        if self.room() < entries {
             self.submit_for(entries);
         }
     }
@@ -127,14 +149,16 @@ impl Uring {
     #[expect(clippy::cast_possible_truncation, reason = "the queue has at most 32768 places")]
     fn submit_for(&mut self, entries: usize) {
         self.counters.sq_full += 1;
-        while self.sq.capacity() - self.sq.len() < entries {
+        while self.room() < entries {
+            // The places of completions that were taken are free for those that come of this.
+            self.cq.sync();
             self.sq.sync();
             let waiting = self.sq.len() as u32;
             self.counters.enters += 1;
             // SAFETY: no argument is passed, so none can dangle.
             let entered = unsafe { self.submitter.enter::<libc::sigset_t>(waiting, 0, 0, None) };
             self.sq.sync();
-            if entered.is_err() && self.sq.capacity() - self.sq.len() < entries {
+            if entered.is_err() && self.room() < entries {
                 // EBUSY or EAGAIN: the kernel wants completions to be taken first. It keeps those that do not fit.
                 let flags = EnterFlags::GETEVENTS.bits();
                 // SAFETY: as above.
@@ -196,28 +220,35 @@ impl Uring {
     }
 
     /// The end of a poll. `None`: it goes on.
-    ///
-    /// The kernel adds POLLRDHUP to every poll, so one for [`Interest::Gone`] also hears that the other end has merely
-    /// finished sending. It is therefore a multishot poll, which does not hear the same thing twice, and is cancelled
-    /// when it has heard what it waits for.
     fn polled(
         &mut self,
         token: u64,
         result: Result<u32, Errno>,
         more: bool,
     ) -> Option<Result<(), Errno>> {
-        let known = self.gone.iter().position(|gone| *gone == token);
-        if !more {
-            let seen = known.map(|at| self.gone.swap_remove(at)).is_some();
-            return Some(if seen { Ok(()) } else { result.map(drop) });
+        match self.watches.hear(token, result, more) {
+            Some(Heard::GoesOn) => None,
+            Some(Heard::Enough) => {
+                self.push(opcode::AsyncCancel::new(token).build(), Token::CANCEL);
+                None
+            }
+            Some(Heard::Over(result)) => Some(result),
+            None => Some(result.map(drop)),
         }
-        let is_gone =
-            result.is_ok_and(|events| events & (libc::POLLHUP | libc::POLLERR) as u32 != 0);
-        if is_gone && known.is_none() {
-            self.gone.push(token);
-            self.push(opcode::AsyncCancel::new(token).build(), Token::CANCEL);
+    }
+
+    /// Arms polls again that a full queue cut short: not while it is full, and no more at once than it has room for.
+    fn watch_again(&mut self) {
+        if self.sq.cq_overflow() {
+            return;
         }
-        None
+        for _ in 0..self.cq.capacity() / 4 {
+            let Some(Again { token, fd, unwanted }) = self.watches.again() else { break };
+            self.push(opcode::PollAdd::new(Fd(fd), 0).multi(true).build(), token);
+            if unwanted {
+                self.push(opcode::AsyncCancel::new(token).build(), Token::CANCEL);
+            }
+        }
     }
 
     fn received(&mut self, result: Result<u32, Errno>, buffer: Option<BufferId>) -> Received {
@@ -379,7 +410,11 @@ impl Driver for Uring {
         };
         let until_gone = interest == Interest::Gone;
         let entry = opcode::PollAdd::new(Fd(socket.0), events as u32).multi(until_gone).build();
-        self.push(entry, Token::Poll(key, side).encode());
+        let token = Token::Poll(key, side).encode();
+        if until_gone {
+            self.watches.begin(token, socket.0);
+        }
+        self.push(entry, token);
     }
 
     fn recv_now(&mut self, _key: Key, _side: Side, socket: &Socket) -> Option<Received> {
@@ -427,7 +462,9 @@ impl Driver for Uring {
             Op::Send(side) => Token::Send(key, side),
             Op::Poll(side) => Token::Poll(key, side),
         };
-        self.push(opcode::AsyncCancel::new(target.encode()).build(), Token::CANCEL);
+        let target = target.encode();
+        self.watches.cancelled(target);
+        self.push(opcode::AsyncCancel::new(target).build(), Token::CANCEL);
     }
 
     fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
@@ -456,10 +493,13 @@ impl Driver for Uring {
 
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         self.window.refill(&mut self.pool);
-        let unread = self.cq.len();
+        // Looked at before the kernel is entered, which moves what did not fit to where there is room by now.
+        self.counters.cq_overflow += u64::from(self.sq.cq_overflow());
+        self.watch_again();
+        let unread = !self.cq.is_empty() || self.watches.wait();
         self.cq.sync();
         self.sq.sync();
-        let result = if unread > 0 || until.is_some_and(|until| until <= self.now) {
+        let result = if unread || until.is_some_and(|until| until <= self.now) {
             let (waiting, flags) = (self.sq.len(), EnterFlags::GETEVENTS.bits());
             let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
             // SAFETY: no argument is passed, so none can dangle.
@@ -476,19 +516,21 @@ impl Driver for Uring {
         self.counters.enters += 1;
         self.sq.sync();
         self.cq.sync();
-        self.sparse = self.cq.len() <= 1;
-        self.counters.completions += (self.cq.len() - unread) as u64;
-        self.counters.cq_overflow += u64::from(self.sq.cq_overflow());
+        self.counters.completions += (self.cq.len() - self.told) as u64;
+        self.told = self.cq.len();
+        self.sparse = self.told <= 1;
         self.judge(result)
     }
 
     fn next(&mut self) -> Option<Completion> {
-        loop {
+        while self.told > 0 {
+            self.told -= 1;
             let entry = self.cq.next()?;
             if let Some(completion) = self.decode(&entry) {
                 return Some(completion);
             }
         }
+        None
     }
 }
 
@@ -512,9 +554,8 @@ fn number_of(result: i32) -> Result<u32, Errno> {
     })
 }
 
-/// A ring, as large as locked memory allows.
-fn build_ring() -> io::Result<IoUring> {
-    let mut entries = limits::SQ_ENTRIES;
+/// A ring, as large as locked memory allows: at most so many submissions, and so many completions for each of them.
+fn build_ring(mut entries: u32, completions_each: u32) -> io::Result<IoUring> {
     let mut no_array = true;
     loop {
         let mut builder = IoUring::builder();
@@ -523,7 +564,7 @@ fn build_ring() -> io::Result<IoUring> {
             .setup_defer_taskrun()
             .setup_submit_all()
             .setup_clamp()
-            .setup_cqsize(entries * (limits::CQ_ENTRIES / limits::SQ_ENTRIES))
+            .setup_cqsize(entries * completions_each)
             .dontfork();
         if no_array {
             builder.setup_no_sqarray();
@@ -538,109 +579,5 @@ fn build_ring() -> io::Result<IoUring> {
             }
             built => return built,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::driver::contract::contract_tests;
-    use crate::driver::contract::loopback::{Fresh, Loopback};
-    use std::io::Write;
-    use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsRawFd;
-
-    impl Fresh for Uring {
-        fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
-            let credit = true;
-            Self::new(buffers, buffer_bytes, credit).ok()
-        }
-
-        fn published(&self) -> usize {
-            usize::from(self.window.published())
-        }
-    }
-
-    contract_tests!(Loopback<Uring>);
-
-    #[test]
-    fn what_a_cancel_interrupted_was_cancelled() {
-        assert_eq!(number_of(-libc::EINTR), Err(Errno::CANCELED));
-        assert_eq!(number_of(-libc::ECONNRESET), Err(Errno::RESET));
-        assert_eq!(number_of(7), Ok(7));
-    }
-
-    #[test]
-    fn sends_are_made_at_once_where_nothing_else_goes_to_the_kernel() {
-        let Some(mut uring) = Uring::fresh(128, 4096) else { return };
-        for (completions, at_once) in [(0, true), (1, true), (2, false), (40, false), (1, true)] {
-            (0..completions).for_each(|_| uring.push(opcode::Nop::new().build(), Token::CANCEL));
-            let now = uring.read_clock();
-            uring.turn(Some(now)).unwrap();
-            assert_eq!(uring.sends_at_once(), at_once, "{completions} completions");
-            assert!(uring.next().is_none(), "nobody waits for these");
-        }
-    }
-
-    #[test]
-    fn a_ring_takes_the_largest_pool_there_may_be() {
-        let Some(mut uring) = Uring::fresh(limits::BUFFERS_MAX, 512) else { return };
-        let now = uring.read_clock();
-        uring.turn(Some(now)).unwrap();
-        assert_eq!(uring.published(), usize::from(limits::WINDOW_MIN));
-    }
-
-    /// Memory is given back between two turns, while much of what the first brought is not read yet.
-    #[test]
-    fn what_was_received_and_not_read_is_kept() {
-        const MANY: u32 = 200;
-        let Some(mut uring) = Uring::fresh(1024, 4096) else { return };
-        // All buffers have been used, and the window has grown and was large enough since.
-        let used: Vec<BufferId> = std::iter::from_fn(|| uring.pool.take()).collect();
-        used.into_iter().for_each(|buffer| uring.pool.give_back(buffer));
-        (0..4).for_each(|_| uring.window.ran_dry());
-        uring.window.trim(&mut uring.pool);
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut far: Vec<TcpStream> = Vec::new();
-        let mut near: Vec<TcpStream> = Vec::new();
-        for slot in 0..MANY {
-            far.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
-            near.push(listener.accept().unwrap().0);
-            let socket = Socket(near[slot as usize].as_raw_fd());
-            uring.arm_recv(Key { slot, generation: 0 }, Side::Client, &socket, Arm::Multi(1 << 20));
-        }
-        for (slot, far) in (0..MANY).zip(&mut far) {
-            far.write_all(&slot.to_be_bytes()).unwrap();
-        }
-        while uring.cq.len() < MANY as usize {
-            let soon = uring.read_clock().plus_ms(5);
-            uring.turn(Some(soon)).unwrap();
-        }
-        uring.trim();
-        while let Some(completion) = uring.next() {
-            let Completion::Received { key, what: Received::Bytes(buffer), .. } = completion else {
-                panic!("{completion:?}")
-            };
-            assert_eq!(uring.pool.bytes(buffer), key.slot.to_be_bytes(), "slot {}", key.slot);
-            uring.pool.give_back(buffer);
-        }
-    }
-
-    /// The ring's descriptor is made to name something that is no ring, as far as the kernel can tell.
-    #[test]
-    fn a_ring_that_cannot_be_entered_is_counted_and_then_given_up() {
-        let Some(mut uring) = Uring::fresh(128, 4096) else { return };
-        let at_once = uring.read_clock();
-        uring.turn(Some(at_once)).expect("it is a ring");
-        let null = std::fs::File::open("/dev/null").unwrap();
-        // SAFETY: the ring lives until `uring` is dropped, which is the last thing here.
-        let fd = unsafe { &*uring.ring }.as_raw_fd();
-        // SAFETY: takes and returns numbers; both descriptors are open.
-        assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), fd) }, fd);
-        for failure in 1..=u64::from(limits::ENTER_FAILURES_MAX) {
-            uring.turn(Some(at_once)).expect("it may still mend");
-            assert_eq!(uring.counters().enter_failed, failure);
-        }
-        uring.turn(Some(at_once)).expect_err("it did not");
     }
 }

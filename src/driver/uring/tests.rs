@@ -1,0 +1,119 @@
+//! The contract on io_uring, and what no other driver has.
+
+use super::*;
+use crate::driver::contract::loopback::{Fresh, Loopback};
+use crate::driver::contract::{self as cases, contract_tests};
+use std::cell::Cell;
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+
+thread_local! {
+    /// How many submissions the rings of this test take, and how many completions for each of them.
+    static SIZE: Cell<(u32, u32)> =
+        const { Cell::new((limits::SQ_ENTRIES, limits::CQ_ENTRIES / limits::SQ_ENTRIES)) };
+}
+
+impl Fresh for Uring {
+    fn fresh(buffers: u16, buffer_bytes: u32) -> Option<Self> {
+        let credit = true;
+        let (submissions, completions_each) = SIZE.get();
+        let ring = build_ring(submissions, completions_each).ok()?;
+        Some(Self::with_ring(ring, buffers, buffer_bytes, credit).expect("only rings are refused"))
+    }
+
+    fn published(&self) -> usize {
+        usize::from(self.window.published())
+    }
+}
+
+contract_tests!(Loopback<Uring>);
+
+/// Most of what they say does not fit.
+#[test]
+#[ignore = "takes half a minute: cargo test --lib -- --ignored the_smallest_of_rings"]
+fn the_contract_holds_on_the_smallest_of_rings() {
+    SIZE.set((2, 1));
+    cases::run_all::<Loopback<Uring>>();
+}
+
+#[test]
+fn what_a_cancel_interrupted_was_cancelled() {
+    assert_eq!(number_of(-libc::EINTR), Err(Errno::CANCELED));
+    assert_eq!(number_of(-libc::ECONNRESET), Err(Errno::RESET));
+    assert_eq!(number_of(7), Ok(7));
+}
+
+#[test]
+fn sends_are_made_at_once_where_nothing_else_goes_to_the_kernel() {
+    let Some(mut uring) = Uring::fresh(128, 4096) else { return };
+    for (completions, at_once) in [(0, true), (1, true), (2, false), (40, false), (1, true)] {
+        (0..completions).for_each(|_| uring.push(opcode::Nop::new().build(), Token::CANCEL));
+        let now = uring.read_clock();
+        uring.turn(Some(now)).unwrap();
+        assert_eq!(uring.sends_at_once(), at_once, "{completions} completions");
+        assert!(uring.next().is_none(), "nobody waits for these");
+    }
+}
+
+#[test]
+fn a_ring_takes_the_largest_pool_there_may_be() {
+    let Some(mut uring) = Uring::fresh(limits::BUFFERS_MAX, 512) else { return };
+    let now = uring.read_clock();
+    uring.turn(Some(now)).unwrap();
+    assert_eq!(uring.published(), usize::from(limits::WINDOW_MIN));
+}
+
+/// Memory is given back between two turns, while much of what the first brought is not read yet.
+#[test]
+fn what_was_received_and_not_read_is_kept() {
+    const MANY: u32 = 200;
+    let Some(mut uring) = Uring::fresh(1024, 4096) else { return };
+    // All buffers have been used, and the window has grown and was large enough since.
+    let used: Vec<BufferId> = std::iter::from_fn(|| uring.pool.take()).collect();
+    used.into_iter().for_each(|buffer| uring.pool.give_back(buffer));
+    (0..4).for_each(|_| uring.window.ran_dry());
+    uring.window.trim(&mut uring.pool);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut far: Vec<TcpStream> = Vec::new();
+    let mut near: Vec<TcpStream> = Vec::new();
+    for slot in 0..MANY {
+        far.push(TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+        near.push(listener.accept().unwrap().0);
+        let socket = Socket(near[slot as usize].as_raw_fd());
+        uring.arm_recv(Key { slot, generation: 0 }, Side::Client, &socket, Arm::Multi(1 << 20));
+    }
+    for (slot, far) in (0..MANY).zip(&mut far) {
+        far.write_all(&slot.to_be_bytes()).unwrap();
+    }
+    while uring.cq.len() < MANY as usize {
+        let soon = uring.read_clock().plus_ms(5);
+        uring.turn(Some(soon)).unwrap();
+    }
+    uring.trim();
+    while let Some(completion) = uring.next() {
+        let Completion::Received { key, what: Received::Bytes(buffer), .. } = completion else {
+            panic!("{completion:?}")
+        };
+        assert_eq!(uring.pool.bytes(buffer), key.slot.to_be_bytes(), "slot {}", key.slot);
+        uring.pool.give_back(buffer);
+    }
+}
+
+/// The ring's descriptor is made to name something that is no ring, as far as the kernel can tell.
+#[test]
+fn a_ring_that_cannot_be_entered_is_counted_and_then_given_up() {
+    let Some(mut uring) = Uring::fresh(128, 4096) else { return };
+    let at_once = uring.read_clock();
+    uring.turn(Some(at_once)).expect("it is a ring");
+    let null = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: the ring lives until `uring` is dropped, which is the last thing here.
+    let fd = unsafe { &*uring.ring }.as_raw_fd();
+    // SAFETY: takes and returns numbers; both descriptors are open.
+    assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), fd) }, fd);
+    for failure in 1..=u64::from(limits::ENTER_FAILURES_MAX) {
+        uring.turn(Some(at_once)).expect("it may still mend");
+        assert_eq!(uring.counters().enter_failed, failure);
+    }
+    uring.turn(Some(at_once)).expect_err("it did not");
+}
