@@ -77,6 +77,17 @@ pub(super) fn judge(ratio: Option<Ratio>, better: Better, percent: f64) -> Verdi
     }
 }
 
+/// Whether `ratio` is one of times that are no longer than the other's: its interval is not wholly above 1. There is
+/// nothing to win here, only something not to lose, so that noise is no reason for a no.
+pub(super) fn no_slower(ratio: Option<Ratio>) -> Verdict {
+    match ratio {
+        None => Verdict::Unmeasured,
+        Some(ratio) if ratio.low > 1.0 => Verdict::No,
+        Some(ratio) if ratio.rounds < ROUNDS_SURE => Verdict::Few,
+        Some(_) => Verdict::Yes,
+    }
+}
+
 /// The ratio that is better than 1 by `percent`.
 pub(super) fn bound(better: Better, percent: f64) -> f64 {
     match better {
