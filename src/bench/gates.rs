@@ -206,4 +206,13 @@ mod tests {
             assert_eq!(judge(ratio, better, percent), verdict, "{ratio:?} {better:?} {percent}");
         }
     }
+
+    #[test]
+    fn only_who_is_shown_to_be_slower_is() {
+        let of = |low, high, rounds| no_slower(Some(Ratio { median: 1.05, low, high, rounds }));
+        assert_eq!(of(1.001, 1.1, 12), Verdict::No);
+        assert_eq!([of(1.0, 1.1, 12), of(0.5, 2.0, 6)], [Verdict::Yes; 2]);
+        assert_eq!(of(0.9, 1.1, ROUNDS_SURE - 1), Verdict::Few);
+        assert_eq!(no_slower(None), Verdict::Unmeasured);
+    }
 }

@@ -1,6 +1,6 @@
 //! The idle case: sessions that say nothing for a while, what that costs, and how long the first turn after it takes.
 //!
-//! Both at once, because each is easy without the other: who never sleeps answers at once, and who sleeps costs nothing.
+//! Both together, because each is easy alone: who never sleeps answers at once, and who sleeps costs nothing.
 
 use super::cases::{IDLE_SESSIONS, Plan};
 use super::clock::pause;
@@ -103,7 +103,7 @@ pub(super) fn measure(
     Ok(Some(Idle { sessions, silence_ns, rows: rows.map(row).collect() }))
 }
 
-/// Sessions of a contender, each of which has said something once: one that never did might be kept in some cheaper way.
+/// Sessions of a contender, each of which has said something once: one that never did might be kept in a cheaper way.
 fn settle(load: &mut Load, contender: &Contender, sessions: usize) -> Result<Crew, String> {
     let crew = load.hire(&contender.name, contender.at, sessions);
     load.connect_all(&crew)?;
