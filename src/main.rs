@@ -94,8 +94,9 @@ enum Command {
     },
     /// Measures io_uring against epoll on this machine, and says which data path to take.
     ///
-    /// Latency, turns, messages, connections, bulk, open loop and idle sessions, each with CPU; in rounds, by turns. It
-    /// takes a minute and a half, two CPUs, and nothing but loopback.
+    /// Latency, turns, messages, connections, bulk and open loop, each with CPU; and idle sessions: what they cost, and
+    /// how long the first turn after a second of silence takes. In rounds, by turns. It takes a minute and a half, two
+    /// CPUs, and nothing but loopback.
     Bench(Measure),
 }
 

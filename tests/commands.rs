@@ -348,7 +348,12 @@ fn the_bench_compares_the_data_paths_and_judges() {
         }
     }
     let idle = section(out, "idle: 1000 sessions");
-    assert_eq!(idle.matches("under 1 %: ").count(), 2, "{idle}");
+    assert!(idle.contains("for 250 ms, then one turn on one of them; 1 x"), "{idle}");
+    let count = |words: &str| idle.lines().filter(|line| line.contains(words)).count();
+    assert_eq!((count("under 1 %: "), count("(to epoll)")), (2, 1), "low-latency ones: {idle}");
+    // Two heads; time and CPU of each of four; and each of two in low-latency mode beside each of two that sleep.
+    assert_eq!(idle.lines().filter(|line| !line.is_empty()).count(), 2 + 4 + 4 + 4, "{idle}");
+    assert_eq!(count("no slower: no"), 4, "one round proves nothing: {idle}");
     let gates = section(out, "gates: io_uring against epoll");
     for gate in ["latency", "throughput", "p95", "messages", "CPU"] {
         let line = gates.lines().find(|l| l.starts_with(&format!("{gate} "))).expect(gate);
@@ -406,7 +411,7 @@ fn the_bench_runs_beside_another_proxy() {
     if !has_program("haproxy") {
         return;
     }
-    let arguments = ["--against", "haproxy", "--cases", "ping,bulk", "--secs", "0.01"];
+    let arguments = ["--against", "haproxy", "--cases", "ping,bulk,idle", "--secs", "0.01"];
     let ran = run(ringway(&[&["bench", "--rounds", "2"], &arguments[..]].concat()), 30_000);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(ran.out.contains("\nhaproxy ") && !ran.out.contains("ATTENTION: haproxy"), "{ran:?}");
@@ -415,5 +420,12 @@ fn the_bench_runs_beside_another_proxy() {
         assert!(table.contains("(to ringway)"), "{table}");
         assert!(table.lines().any(|l| l.contains(" haproxy ") && l.contains("..")), "{table}");
     }
+    assert!(!ran.out.contains("in low-latency mode"), "it would compare nothing: {}", ran.out);
+    let idle = section(&ran.out, "idle: ");
+    assert!(idle.contains("(to ringway)") && idle.contains("; 2 x"), "{idle}");
+    for words in ["ringway busy  to ringway ", "ringway busy  to haproxy "] {
+        assert!(idle.lines().any(|l| l.contains(words) && l.contains("no slower: ")), "{idle}");
+    }
+    assert_eq!(idle.matches("under 1 %: ").count(), 1, "{idle}");
     assert!(!ran.out.contains("gates"), "they are for the data paths: {}", ran.out);
 }

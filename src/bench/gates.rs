@@ -77,6 +77,17 @@ pub(super) fn judge(ratio: Option<Ratio>, better: Better, percent: f64) -> Verdi
     }
 }
 
+/// Whether `ratio` is one of times that are no longer than the other's: its interval is not wholly above 1. There is
+/// nothing to win here, only something not to lose, so that noise is no reason for a no.
+pub(super) fn no_slower(ratio: Option<Ratio>) -> Verdict {
+    match ratio {
+        None => Verdict::Unmeasured,
+        Some(ratio) if ratio.low > 1.0 => Verdict::No,
+        Some(ratio) if ratio.rounds < ROUNDS_SURE => Verdict::Few,
+        Some(_) => Verdict::Yes,
+    }
+}
+
 /// The ratio that is better than 1 by `percent`.
 pub(super) fn bound(better: Better, percent: f64) -> f64 {
     match better {
@@ -194,5 +205,14 @@ mod tests {
         ] {
             assert_eq!(judge(ratio, better, percent), verdict, "{ratio:?} {better:?} {percent}");
         }
+    }
+
+    #[test]
+    fn only_who_is_shown_to_be_slower_is() {
+        let of = |low, high, rounds| no_slower(Some(Ratio { median: 1.05, low, high, rounds }));
+        assert_eq!(of(1.001, 1.1, 12), Verdict::No);
+        assert_eq!([of(1.0, 1.1, 12), of(0.5, 2.0, 6)], [Verdict::Yes; 2]);
+        assert_eq!(of(0.9, 1.1, ROUNDS_SURE - 1), Verdict::Few);
+        assert_eq!(no_slower(None), Verdict::Unmeasured);
     }
 }

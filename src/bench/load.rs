@@ -39,6 +39,14 @@ pub(super) struct Crew {
     pub(super) seats: Range<usize>,
 }
 
+impl Crew {
+    /// One of them alone, the first being 0: a crew of its own whose connection is shared with this one.
+    pub(super) fn member(&self, at: usize) -> Self {
+        let seat = self.seats.start + at;
+        Self { name: self.name.clone(), seats: seat..seat + 1 }
+    }
+}
+
 /// What a client's connection did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {

@@ -13,6 +13,7 @@ mod cases;
 mod clock;
 mod contender;
 mod gates;
+mod idle;
 mod load;
 mod machine;
 mod others;
@@ -26,23 +27,19 @@ use crate::config::DataPath;
 use crate::driver::probe::{Feature, Report, probe};
 use crate::driver::{Kind, pick, sys};
 use crate::time::Time;
-use cases::{CASES, Case, IDLE, IDLE_SESSIONS, Plan};
-use clock::pause;
+use cases::{CASES, Case, IDLE, Plan};
 use contender::{Contender, Folder, Recipe};
 use load::Load;
-use report::{Idle, Result as Measured, Taken};
-use shift::{Work, work};
+use report::{Result as Measured, Taken};
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// Idle sessions are looked at for so many turns' time: a second, where a turn is 200 ms.
-const IDLE_SLICES: u32 = 5;
-/// And before that are left alone for so many, so that what is done once for a new session is over.
-const SETTLE_SLICES: u32 = 8;
 /// The window of low-latency mode.
 const BUSY_POLL_US: u32 = 2_000;
+/// What is said where it was stopped amid a case.
+const STOPPED: &str = "\nstopped; what stands above is whole\n";
 
 /// What to measure, and how.
 #[derive(Debug, Clone)]
@@ -149,7 +146,7 @@ impl Bench<'_> {
         ];
         let (plain, eager) = (self.ringways(&plain)?, self.ringways(&eager)?);
         let Some(results) = self.cases(&plain, &eager)? else { return Ok(()) };
-        if self.is_wanted(IDLE) && !self.idle(&eager)? {
+        if !self.idle(&plain, &eager)? {
             return Ok(());
         }
         say(&report::verdicts(&results));
@@ -195,8 +192,10 @@ impl Bench<'_> {
         if contenders.len() < 2 {
             return Err("none of the other proxies could be started".into());
         }
-        if self.cases(&contenders, &[])?.is_some() {
-            self.look_around(contenders.iter());
+        // In low-latency mode only the idle case has somebody to compare with: who sleeps.
+        let eager = self.ringways(&[recipe("ringway busy", BUSY_POLL_US)])?;
+        if self.cases(&contenders, &[])?.is_some() && self.idle(&contenders, &eager)? {
+            self.look_around(contenders.iter().chain(&eager));
         }
         Ok(())
     }
@@ -227,7 +226,7 @@ impl Bench<'_> {
             }
             let measured = cases::measure(&mut self.load, &contenders, case, self.plan, self.stop)?;
             let Some(rows) = measured else {
-                say("\nstopped; what stands above is whole\n");
+                say(STOPPED);
                 return Ok(None);
             };
             let result = Measured { case: *case, rows };
@@ -237,35 +236,14 @@ impl Bench<'_> {
         Ok(Some(results))
     }
 
-    /// What sessions cost that say nothing. Whether it was not stopped.
-    fn idle(&mut self, contenders: &[Contender]) -> Result<bool, String> {
-        let mut crews = Vec::new();
-        for contender in contenders {
-            let crew = self.load.hire(&contender.name, contender.at, IDLE_SESSIONS);
-            self.load.connect_all(&crew)?;
-            // Each has said something once: a session that never did might be kept in some cheaper way.
-            work(&mut self.load, &crew, Work::Turns { spin: false }, 0)?;
-            crews.push(crew);
+    /// What sessions cost that say nothing, and how fast they wake, where that is wanted. Whether it was not stopped.
+    fn idle(&mut self, plain: &[Contender], eager: &[Contender]) -> Result<bool, String> {
+        if !self.is_wanted(IDLE) {
+            return Ok(true);
         }
-        let slice = Duration::from_nanos(self.plan.slice_ns);
-        pause(slice * SETTLE_SLICES);
-        let before: Vec<u64> = contenders.iter().map(Contender::cpu_ns).collect();
-        let length = slice * IDLE_SLICES;
-        pause(length);
-        let ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX).max(1);
-        let found: Vec<Idle> = contenders
-            .iter()
-            .zip(before)
-            .map(|(contender, before)| Idle {
-                name: contender.name.clone(),
-                cpu: contender.cpu_ns().saturating_sub(before) as f64 / ns as f64,
-            })
-            .collect();
-        for crew in &crews {
-            self.load.dismiss(crew)?;
-        }
-        say(&report::idle(&found, IDLE_SESSIONS, ns));
-        Ok(!self.stop.load(Relaxed))
+        let found = idle::measure(&mut self.load, plain, eager, self.plan, self.stop)?;
+        say(&found.as_ref().map_or_else(|| STOPPED.to_owned(), report::idle));
+        Ok(found.is_some())
     }
 }
 

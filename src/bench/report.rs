@@ -2,6 +2,7 @@
 
 use super::cases::{CASES, Case, Measure, Plan, Row};
 use super::gates::{self, Better, GATES_WANTED, ROUNDS_SURE, Ratio, Verdict};
+use super::idle::{Idle, Sleeper};
 use std::fmt::Write as _;
 
 /// A measured case: what came of it, and by which of its contenders the ratios are.
@@ -33,7 +34,7 @@ const GATES: [Gate; 5] = [
     Gate { name: "CPU", case: "turns64", measure: Measure::Cpu, percent: 15.0 },
 ];
 /// The CPU of a shard that may be spent on sessions that say nothing, in low-latency mode.
-pub(super) const IDLE_CPU: f64 = 0.01;
+const IDLE_CPU: f64 = 0.01;
 /// The part of a CPU that others may take before it is warned of.
 const QUIET: f64 = 0.05;
 
@@ -48,37 +49,11 @@ impl Result {
         let Plan { slice_ns, rounds } = plan;
         let mut out = format!("\n== {}; {rounds} x {} ms each\n", self.case.title, ms(slice_ns));
         let reference = self.rows.first().map_or("", |row| &row.name);
-        put(
-            &mut out,
-            format_args!(
-                "{:<20}{:<14}{:>12}{:>8}{:>10}  {}",
-                "",
-                "",
-                "median",
-                "spread",
-                "ratio",
-                format_args!("95 % interval (to {reference})")
-            ),
-        );
+        head(&mut out, reference);
         for &measure in self.case.shows {
-            for (at, row) in self.rows.iter().enumerate() {
-                let values: Vec<f64> =
-                    row.get(measure).into_iter().filter(|value| value.is_finite()).collect();
-                let label = if at == 0 { measure.label(&self.case) } else { String::new() };
-                let ratio = if at == 0 { None } else { self.ratio(at, measure) };
-                put(
-                    &mut out,
-                    format_args!(
-                        "{label:<20}{:<14}{:>12}{:>8}{:>10}  {}",
-                        row.name,
-                        gates::median(&values).map_or_else(|| "-".into(), number),
-                        gates::spread(&values)
-                            .map_or_else(|| "-".into(), |part| format!("{:.0} %", part * 100.0)),
-                        ratio.map_or_else(String::new, |r| format!("{:.3}", r.median)),
-                        ratio.map_or_else(String::new, interval)
-                    ),
-                );
-            }
+            let rows: Vec<(&str, Vec<f64>)> =
+                self.rows.iter().map(|row| (row.name.as_str(), row.get(measure))).collect();
+            lines(&mut out, &measure.label(&self.case), &rows);
         }
         put(&mut out, format_args!("busy: {}", self.busy()));
         out
@@ -157,32 +132,42 @@ impl Gate {
     }
 }
 
-/// What idle sessions cost.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Idle {
-    /// Whose.
-    pub(super) name: String,
-    /// The part of one CPU that was spent.
-    pub(super) cpu: f64,
-}
-
-/// The idle case as a table.
-pub(super) fn idle(found: &[Idle], sessions: usize, ns: u64) -> String {
+/// The idle case as a table, and whether low-latency mode keeps what it promises: it sleeps where nothing moves, and
+/// is then no slower than who sleeps anyway.
+pub(super) fn idle(found: &Idle) -> String {
+    let Idle { sessions, silence_ns, rows } = found;
+    let rounds = rows.first().map_or(0, |row| row.first_us.len());
     let mut out = format!(
-        "\n== idle: {sessions} sessions of each that say nothing for {} ms, in low-latency mode\n",
-        ms(ns)
+        "\n== idle: {sessions} sessions of each that say nothing for {} ms, then one turn on one of them; {rounds} x\n",
+        ms(*silence_ns)
     );
-    for Idle { name, cpu } in found {
+    head(&mut out, rows.first().map_or("", |row| &row.name));
+    let times: Vec<(&str, Vec<f64>)> =
+        rows.iter().map(|row| (row.name.as_str(), row.first_us.clone())).collect();
+    lines(&mut out, "first turn us", &times);
+    for (at, Sleeper { name, low_latency, cpu, .. }) in rows.iter().enumerate() {
+        let label = if at == 0 { "CPU while silent" } else { "" };
         let verdict = if *cpu < IDLE_CPU { "yes" } else { "no" };
-        put(
-            &mut out,
-            format_args!(
-                "{:<20}{name:<14}{:>10.3} %   under {:.0} %: {verdict}",
-                "CPU",
-                cpu * 100.0,
-                IDLE_CPU * 100.0
-            ),
-        );
+        let verdict = format!("   under {:.0} %: {verdict}", IDLE_CPU * 100.0);
+        let verdict = if *low_latency { &verdict } else { "" };
+        put(&mut out, format_args!("{label:<20}{name:<14}{:>10.3} %{verdict}", cpu * 100.0));
+    }
+    for eager in rows.iter().filter(|row| row.low_latency) {
+        for asleep in rows.iter().filter(|row| !row.low_latency) {
+            let ratio = gates::ratio(&eager.first_us, &asleep.first_us);
+            put(
+                &mut out,
+                format_args!(
+                    "{:<20}{:<14}{:<20}{:>10}  {:<16}  no slower: {}",
+                    "first turn of",
+                    eager.name,
+                    format!("to {}", asleep.name),
+                    ratio.map_or_else(|| "-".into(), |r| format!("{:.3}", r.median)),
+                    ratio.map_or_else(|| "-".into(), interval),
+                    gates::no_slower(ratio).label()
+                ),
+            );
+        }
     }
     out
 }
@@ -231,6 +216,43 @@ pub(super) fn legend(plan: Plan) -> String {
         );
     }
     out
+}
+
+/// The head of a table whose ratios are to `reference`.
+fn head(out: &mut String, reference: &str) {
+    put(
+        out,
+        format_args!(
+            "{:<20}{:<14}{:>12}{:>8}{:>10}  {}",
+            "",
+            "",
+            "median",
+            "spread",
+            "ratio",
+            format_args!("95 % interval (to {reference})")
+        ),
+    );
+}
+
+/// One measure in a table: a line for each contender, from what its rounds showed; the first is what the others are
+/// compared to.
+fn lines(out: &mut String, label: &str, rows: &[(&str, Vec<f64>)]) {
+    for (at, (name, rounds)) in rows.iter().enumerate() {
+        let values: Vec<f64> = rounds.iter().copied().filter(|value| value.is_finite()).collect();
+        let ratio = if at == 0 { None } else { gates::ratio(rounds, &rows[0].1) };
+        put(
+            out,
+            format_args!(
+                "{:<20}{name:<14}{:>12}{:>8}{:>10}  {}",
+                if at == 0 { label } else { "" },
+                gates::median(&values).map_or_else(|| "-".into(), number),
+                gates::spread(&values)
+                    .map_or_else(|| "-".into(), |part| format!("{:.0} %", part * 100.0)),
+                ratio.map_or_else(String::new, |r| format!("{:.3}", r.median)),
+                ratio.map_or_else(String::new, interval)
+            ),
+        );
+    }
 }
 
 fn interval(ratio: Ratio) -> String {
@@ -316,14 +338,47 @@ mod tests {
         assert!(table.contains("busy: epoll 50 % (load 25 %), uring 50 % (load 25 %)"), "{table}");
     }
 
+    fn sleeper(name: &str, low_latency: bool, cpu: f64, first_us: &[f64]) -> Sleeper {
+        Sleeper { name: name.to_owned(), low_latency, cpu, first_us: first_us.to_vec() }
+    }
+
     #[test]
     fn idle_sessions_may_cost_less_than_a_hundredth() {
-        let found = [("uring", 0.0099), ("epoll", 0.01)]
-            .map(|(name, cpu)| Idle { name: name.to_owned(), cpu });
-        let text = idle(&found, 1000, 1_000_000_000);
+        let rows =
+            [("uring", false, 0.5), ("uring busy", true, 0.0099), ("epoll busy", true, 0.01)]
+                .map(|(name, low_latency, cpu)| sleeper(name, low_latency, cpu, &steady(50.0)));
+        let text = idle(&Idle { sessions: 1000, silence_ns: 1_000_000_000, rows: rows.into() });
         assert!(text.contains("1000 sessions of each that say nothing for 1000 ms"), "{text}");
         assert!(text.contains("0.990 %   under 1 %: yes"), "{text}");
         assert!(text.contains("1.000 %   under 1 %: no"), "{text}");
+        assert!(text.contains("50.000 %\n"), "only low-latency mode is judged: {text}");
+    }
+
+    #[test]
+    fn a_first_turn_is_compared_to_that_of_each_who_sleeps() {
+        let rows = vec![
+            sleeper("ringway", false, 0.0, &steady(50.0)),
+            sleeper("haproxy", false, 0.0, &[40.0, 60.0].repeat(5)),
+            sleeper("nginx", false, 0.0, &steady(20.0)),
+            sleeper("ringway busy", true, 0.0, &steady(50.0)),
+        ];
+        let text = idle(&Idle { sessions: 1000, silence_ns: 1_000_000_000, rows });
+        assert!(text.contains("one of them; 10 x\n") && text.contains("(to ringway)"), "{text}");
+        let words = |label: &str| -> Vec<Vec<&str>> {
+            let lines = text.lines().filter(|line| line.starts_with(label));
+            lines.map(|line| line.split_whitespace().skip(2).collect()).collect()
+        };
+        assert_eq!(words("first turn us"), [["us", "ringway", "50.00", "0", "%"]]);
+        let verdicts: Vec<String> =
+            words("first turn of").iter().map(|words| words[1..].join(" ")).collect();
+        assert_eq!(
+            verdicts,
+            [
+                "ringway busy to ringway 1.000 1.000..1.000 no slower: yes",
+                "ringway busy to haproxy 1.042 0.833..1.250 no slower: yes",
+                "ringway busy to nginx 2.500 2.500..2.500 no slower: no",
+            ]
+        );
     }
 
     #[test]
