@@ -6,6 +6,7 @@ use super::placement;
 use crate::config::{Name, limits};
 use crate::driver::{Driver, Errno, ListenerId, Socket};
 use crate::event::EndReason;
+use crate::policy::seat::Seat;
 use crate::policy::snapshot::Snapshot;
 use crate::session::{Birth, Session};
 use crate::time::Time;
@@ -39,9 +40,29 @@ impl Gate {
     }
 }
 
-/// Clients that have come, with the config they live by and the listener's index in it. Few begin in a turn, so that
-/// those who have sessions do not wait for all of them.
-pub(super) type Arrivals = VecDeque<(Socket, Arc<Snapshot>, u16)>;
+/// Clients that have come and wait for their sessions to begin, few in a turn, so that those who have sessions do not
+/// wait for all of them. Each has its place already: there are no more than `sessions_max`, and so no more descriptors
+/// than were reckoned with.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    waiting: VecDeque<(Socket, Seat)>,
+    /// How many were looked at in this turn.
+    looked: u32,
+}
+
+impl Arrivals {
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Who has waited longest, if one more may be looked at in this turn.
+    fn look(&mut self) -> Option<&(Socket, Seat)> {
+        let first = self.waiting.front().filter(|_| self.looked < limits::ARRIVALS_PER_TURN_MAX)?;
+        self.looked += 1;
+        Some(first)
+    }
+}
 
 impl<D: Driver> Shard<D> {
     pub(super) fn serve(&mut self, listener: ListenerId, name: Name, socket: Socket) {
@@ -148,26 +169,43 @@ impl<D: Driver> Shard<D> {
         Some((Arc::clone(&gate.snapshot), u16::try_from(index).ok()?))
     }
 
-    /// Gives a new client to the shard that has least to do.
+    /// Gives a new client to the shard that has least to do, if there is a place for it.
     fn place(&mut self, client: Socket, came_in: Option<(Arc<Snapshot>, u16)>) {
-        let Some((snapshot, listener)) = came_in else { return self.refuse(client) };
-        let Err((client, snapshot)) = self.hand_over(client, snapshot, listener) else { return };
+        let seat = came_in.and_then(|(snapshot, listener)| self.seat(&snapshot, listener));
+        let Some(seat) = seat else { return self.refuse(client) };
+        let Err((client, seat)) = self.hand_over(client, seat) else { return };
         let own = self.parts.load.get();
         let neighbours = Arc::clone(&self.neighbours);
         let other = placement::elsewhere(own, &neighbours).filter(|other| other.load.promise());
         let Some(other) = other else {
             self.parts.load.add();
-            return self.adopt(client, snapshot, listener);
+            return self.adopt(client, Some(seat));
         };
-        match other.mail.send(Order::Adopt { client, snapshot, listener }) {
+        match other.mail.send(Order::Adopt { client, seat: Some(seat) }) {
             Ok(()) => self.parts.tally.shard.placed_elsewhere.add(1),
             // It has just gone, and gives the order back.
-            Err(Order::Adopt { client, snapshot, listener }) => {
+            Err(Order::Adopt { client, seat }) => {
                 other.load.sub();
                 self.parts.load.add();
-                self.adopt(client, snapshot, listener);
+                self.adopt(client, seat);
             }
             Err(_) => {}
+        }
+    }
+
+    /// A place for one more session: where all are taken, one of a client that has left before its turn came.
+    fn seat(&mut self, snapshot: &Arc<Snapshot>, listener: u16) -> Option<Seat> {
+        loop {
+            let seat = Seat::take(snapshot, listener);
+            if seat.is_some() {
+                return seat;
+            }
+            let (first, _) = self.arrivals.look()?;
+            if self.driver.take_error(first).is_ok() {
+                return None;
+            }
+            let (client, seat) = self.arrivals.waiting.pop_front()?;
+            self.begin(client, seat, Some(EndReason::ClientLeft));
         }
     }
 
@@ -180,49 +218,43 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Takes a client in that counts as this shard's load already: at the end of the turn, or of a later one where
-    /// many come.
-    pub(super) fn adopt(&mut self, client: Socket, snapshot: Arc<Snapshot>, listener: u16) {
-        self.arrivals.push_back((client, snapshot, listener));
+    /// many come. Without a place it is turned away.
+    pub(super) fn adopt(&mut self, client: Socket, seat: Option<Seat>) {
+        if let Some(seat) = seat {
+            return self.arrivals.waiting.push_back((client, seat));
+        }
+        self.parts.load.sub();
+        self.refuse(client);
     }
 
     /// Begins sessions of clients that have come. Those that have left already cost no backend.
     pub(super) fn admit(&mut self) {
         let mut begun = 0;
-        for _ in 0..limits::ARRIVALS_PER_TURN_MAX {
-            if begun == limits::BEGINNINGS_PER_TURN_MAX {
-                break;
-            }
-            let Some((client, snapshot, listener)) = self.arrivals.pop_front() else { break };
-            let left = self.driver.take_error(&client).is_err();
+        while begun < limits::BEGINNINGS_PER_TURN_MAX {
+            let Some((first, _)) = self.arrivals.look() else { break };
+            let left = self.driver.take_error(first).is_err();
+            let Some((client, seat)) = self.arrivals.waiting.pop_front() else { break };
             begun += u32::from(!left);
-            self.begin(client, snapshot, listener, left.then_some(EndReason::ClientLeft));
+            self.begin(client, seat, left.then_some(EndReason::ClientLeft));
         }
+        self.arrivals.looked = 0;
     }
 
     /// Turns away who waits for a turn that will not come.
     pub(super) fn refuse_waiting(&mut self) {
-        for (client, ..) in std::mem::take(&mut self.arrivals) {
+        for (client, _) in std::mem::take(&mut self.arrivals.waiting) {
             self.parts.load.sub();
             self.refuse(client);
         }
     }
 
     /// Begins the session of a client, which ends at once where there is a reason.
-    fn begin(
-        &mut self,
-        client: Socket,
-        snapshot: Arc<Snapshot>,
-        listener: u16,
-        over: Option<EndReason>,
-    ) {
-        let key = snapshot.enter(usize::from(listener)).then(|| self.sessions.reserve());
-        let Some(Some(key)) = key else {
-            if key.is_some() {
-                snapshot.leave(usize::from(listener));
-            }
+    fn begin(&mut self, client: Socket, seat: Seat, over: Option<EndReason>) {
+        let Some(key) = self.sessions.reserve() else {
             self.parts.load.sub();
             return self.refuse(client);
         };
+        let (snapshot, listener) = seat.into_session();
         let next_id = &self.parts.tally.shard.next_id;
         let id = (self.parts.id as u64) << 48 | next_id.get();
         next_id.add(1);

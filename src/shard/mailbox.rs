@@ -21,14 +21,12 @@ pub enum Order {
     },
     /// Stop accepting clients of this listener, and report when it is so.
     Release(ListenerId),
-    /// A client that another shard accepted: begin its session here.
+    /// A client that another shard accepted, or control: begin its session here.
     Adopt {
         /// Its socket.
         client: Socket,
-        /// The config its session is to live by.
-        snapshot: Arc<crate::policy::snapshot::Snapshot>,
-        /// Index into that config's listeners.
-        listener: u16,
+        /// Its place. `None`: there was none, and the client is to be turned away.
+        seat: Option<crate::policy::seat::Seat>,
     },
     /// Placement may hand clients to these shards.
     Neighbours(Arc<[super::placement::Neighbour]>),

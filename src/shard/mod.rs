@@ -448,9 +448,7 @@ impl<D: Driver> Shard<D> {
             match order {
                 Order::Serve { listener, name, socket } => self.serve(listener, name, socket),
                 Order::Release(listener) => self.release(listener),
-                Order::Adopt { client, snapshot, listener } => {
-                    self.adopt(client, snapshot, listener)
-                }
+                Order::Adopt { client, seat } => self.adopt(client, seat),
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
                 Order::Evict(to) => self.evict(to.into_iter().collect()),
                 Order::Scatter(to) => self.evict(to),

@@ -242,6 +242,7 @@ impl Run {
             }
         }
         self.hear();
+        check::places(self).map_err(|(property, what)| self.failure(property, what))?;
         self.journal.extend(self.records.try_iter());
         if self.rounds.is_multiple_of(16) {
             self.watch
