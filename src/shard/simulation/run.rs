@@ -225,7 +225,7 @@ impl Run {
     }
 
     /// A turn of each shard, and what follows.
-    fn round(&mut self) -> Result<(), Failure> {
+    pub(super) fn round(&mut self) -> Result<(), Failure> {
         self.rounds += 1;
         if self.rounds > ROUNDS_MAX {
             return Err(self.failure(Property::Liveness, "the shards spin"));
