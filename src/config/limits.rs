@@ -162,7 +162,7 @@ pub const ACCEPT_REST_MS: u64 = 100;
 pub const REFUSED_REST_MS: u64 = 1;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
 pub const ENDING_MS_MAX: u64 = 1000;
-/// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: five calls that a short one is
+/// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: six calls that a short one is
 /// spared.
 pub const GUARD_AFTER_MS: u32 = 1000;
 /// How long a session may take to come to rest before its move is given up and it goes on where it is.
@@ -218,7 +218,8 @@ pub const WATCH_PAUSED_AFTER_MS: u32 = 100;
 pub const WORK_SAMPLE: u64 = 64;
 /// How many sessions begin in one turn of a shard: those that live wait for no more than these.
 pub const BEGINNINGS_PER_TURN_MAX: u32 = 8;
-/// How many clients that waited for their turn are looked at in one; those that have left begin no session.
+/// How many clients that waited for their turn are looked at in one; those that have left begin no session. As many wait
+/// at most as there are places: each has one of `sessions_max`.
 pub const ARRIVALS_PER_TURN_MAX: u32 = 64;
 /// While the pool is low: how often sessions are looked at for what waits for slow destinations. What waits for two
 /// looks moves out of the pool.
