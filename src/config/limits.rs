@@ -156,10 +156,12 @@ pub const DESCRIPTORS_SPARE: u64 = 128;
 pub const CLOSE_AFTER_MS: u64 = 50;
 /// How long shards may take to end sessions that were told to, before the process ends without them.
 pub const CUT_MS_MAX: u64 = 3000;
-/// How long a listener rests after accept failed for want of descriptors or memory.
+/// How long a listener rests after accept failed for want of descriptors or memory, or for what is not one client's.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long it rests where clients are being refused: their descriptors are about to come free.
 pub const REFUSED_REST_MS: u64 = 1;
+/// How long a shard says nothing more of a listener after it said that it cannot accept there.
+pub const ACCEPT_SAID_MS: u64 = 1000;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
 pub const ENDING_MS_MAX: u64 = 1000;
 /// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: six calls that a short one is

@@ -21,13 +21,19 @@ pub(super) struct Gate {
     state: State,
     /// The last config that had this listener: whoever comes in while it is being taken away lives by that.
     snapshot: Arc<Snapshot>,
+    /// When it was last said that it cannot accept.
+    said: Option<Time>,
+    /// How often it has rested since.
+    unsaid: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// An accept is in flight.
     Open,
-    /// Accept failed for want of descriptors or memory: clients wait in the kernel's queue until then.
+    /// Accept failed for what will last a while, and its last completion is waited for: it rests until then.
+    Tired(Time),
+    /// The same, and nothing is in flight: clients wait in the kernel's queue until then.
     Resting(Time),
     /// It was released, and its last completion is waited for.
     Closing,
@@ -68,7 +74,8 @@ impl<D: Driver> Shard<D> {
     pub(super) fn serve(&mut self, listener: ListenerId, name: Name, socket: Socket) {
         self.driver.accept(listener, &socket);
         let snapshot = self.parts.snapshot.load_full();
-        self.gates.push(Gate { listener, name, socket, state: State::Open, snapshot });
+        let (state, said, unsaid) = (State::Open, None, 0);
+        self.gates.push(Gate { listener, name, socket, state, snapshot, said, unsaid });
     }
 
     pub(super) fn release(&mut self, listener: ListenerId) {
@@ -81,6 +88,7 @@ impl<D: Driver> Shard<D> {
                 self.gates[at].state = State::Closing;
                 self.driver.stop_accepting(listener);
             }
+            State::Tired(_) => self.gates[at].state = State::Closing,
             State::Resting(_) => self.forget_gate(at),
             State::Closing => {}
         }
@@ -100,37 +108,59 @@ impl<D: Driver> Shard<D> {
             return;
         };
         let came_in = self.config_of(at);
-        if !more {
-            self.accept_ended(at, result.as_ref().err().copied());
+        if let Err(error) = result {
+            self.accept_failed(at, error, more);
         }
-        match result {
-            Ok(client) => {
-                self.parts.tally.shard.accepted.add(1);
-                self.place(client, came_in);
-            }
-            Err(Errno::CANCELED) => {}
-            Err(e) if e.is_exhaustion() => self.parts.tally.shard.accept_failed_exhausted.add(1),
-            Err(_) => self.parts.tally.shard.accept_failed_other.add(1),
+        if !more {
+            self.accept_ended(at);
+        }
+        if let Ok(client) = result {
+            self.parts.tally.shard.accepted.add(1);
+            self.place(client, came_in);
         }
     }
 
-    /// Arms an accept again that is over, lets it rest, or lets the listener go.
-    fn accept_ended(&mut self, at: usize, error: Option<Errno>) {
-        let gate = &mut self.gates[at];
-        if gate.state == State::Closing {
-            return self.forget_gate(at);
-        }
+    /// Counts a failure. Where asking again at once would fail again at once, the listener rests.
+    fn accept_failed(&mut self, at: usize, error: Errno, more: bool) {
+        let shard = &self.parts.tally.shard;
         match error {
-            // Asking again at once would fail again at once, unless clients are being refused.
-            Some(e) if e.is_exhaustion() => {
-                let refuses = self.refused_at == Some(self.now) || !self.arrivals.is_empty();
-                let freed = self.give_up_spares() || refuses;
-                let gate = &mut self.gates[at];
-                let rest_ms = if freed { limits::REFUSED_REST_MS } else { limits::ACCEPT_REST_MS };
-                gate.state = State::Resting(self.now.plus_ms(rest_ms));
-                (self.parts.report)(Report::AcceptFailed(gate.listener, e));
+            Errno::CANCELED => return,
+            e if e.is_exhaustion() => shard.accept_failed_exhausted.add(1),
+            e => {
+                shard.accept_failed_other.add(1);
+                if e.is_of_one_client() {
+                    return;
+                }
             }
-            _ => self.driver.accept(gate.listener, &gate.socket),
+        }
+        if self.gates[at].state != State::Open {
+            return;
+        }
+        // Those who are being refused give their descriptors back at once.
+        let refuses = self.refused_at == Some(self.now) || !self.arrivals.is_empty();
+        let freed = error.is_exhaustion() && (self.give_up_spares() || refuses);
+        let rest_ms = if freed { limits::REFUSED_REST_MS } else { limits::ACCEPT_REST_MS };
+        let gate = &mut self.gates[at];
+        gate.state = State::Tired(self.now.plus_ms(rest_ms));
+        if more {
+            self.driver.stop_accepting(gate.listener);
+        }
+        if gate.said.is_some_and(|at| self.now < at.plus_ms(limits::ACCEPT_SAID_MS)) {
+            gate.unsaid += 1;
+            return;
+        }
+        gate.said = Some(self.now);
+        let (listener, unsaid) = (gate.listener, std::mem::take(&mut gate.unsaid));
+        (self.parts.report)(Report::AcceptFailed { listener, error, rest_ms, unsaid });
+    }
+
+    /// Arms an accept again that is over, lets it rest, or lets the listener go.
+    fn accept_ended(&mut self, at: usize) {
+        let gate = &mut self.gates[at];
+        match gate.state {
+            State::Closing => self.forget_gate(at),
+            State::Tired(until) => gate.state = State::Resting(until),
+            State::Open | State::Resting(_) => self.driver.accept(gate.listener, &gate.socket),
         }
     }
 
@@ -143,7 +173,7 @@ impl<D: Driver> Shard<D> {
     pub(super) fn next_gate(&self) -> Option<Time> {
         let rests = |gate: &Gate| match gate.state {
             State::Resting(until) => Some(until),
-            State::Open | State::Closing => None,
+            State::Open | State::Tired(_) | State::Closing => None,
         };
         self.gates.iter().filter_map(rests).min()
     }

@@ -78,8 +78,17 @@ pub enum Order {
 pub enum Report {
     /// It no longer accepts clients of this listener.
     Released(ListenerId),
-    /// It could not accept, and rests.
-    AcceptFailed(ListenerId, crate::driver::Errno),
+    /// It could not accept. Said of a listener once in [`ACCEPT_SAID_MS`](crate::config::limits::ACCEPT_SAID_MS).
+    AcceptFailed {
+        /// Where.
+        listener: ListenerId,
+        /// Why.
+        error: crate::driver::Errno,
+        /// How long it rests, in milliseconds.
+        rest_ms: u64,
+        /// How often it has rested since this was said last.
+        unsaid: u64,
+    },
     /// All its sessions have ended, and it is about to end its thread.
     Gone,
 }

@@ -3,8 +3,8 @@
 use super::plan::{Kernel, Plan};
 use super::run::Run;
 use crate::config::{Hop, Percent, Timeouts, limits};
-use crate::driver::sim::{Answer, Faults, Script, Step};
-use crate::driver::Key;
+use crate::driver::sim::{Answer, Fault, Faults, Rate, Script, Step};
+use crate::driver::{Errno, Key};
 use crate::event::{EndReason, Ended};
 use crate::session::glance::State;
 use crate::time::Time;
@@ -85,6 +85,37 @@ fn clients_that_left_before_their_turn_keep_no_place() {
     let mut run = Run::new(plan);
     run.through().map_err(|failure| failure.what).unwrap();
     assert_eq!((run.journal.len(), run.members[0].tally.shard.refused_full.get()), (16, 0));
+}
+
+#[test]
+fn a_listener_rests_after_errors_that_last_and_says_so_once_a_second() {
+    // EPERM, EINVAL, ENOSPC, EMFILE.
+    let errors = [1, 22, 28, 24].map(Errno);
+    for (error, more) in errors.into_iter().flat_map(|e| [(e, false), (e, true)]) {
+        let mut plan = plan(3);
+        (plan.faults.accepts_fail, plan.heals_ms) = (Some((error, more)), 2500);
+        let mut run = Run::new(plan);
+        run.through().map_err(|failure| failure.what).unwrap();
+        let shard = &run.members[0].tally.shard;
+        let failed = shard.accept_failed_exhausted.get() + shard.accept_failed_other.get();
+        assert!((20..=26).contains(&failed), "{error}, {more}: {failed} times in 2.5 s");
+        let said = &run.rests;
+        assert!((2..=3).contains(&said.len()), "{error}, {more}: {said:?}");
+        assert!(said.iter().all(|(_, rest_ms, _)| *rest_ms == limits::ACCEPT_REST_MS), "{said:?}");
+        assert!(said.is_sorted_by(|a, b| a.0.plus_ms(1000) <= b.0), "{said:?}");
+        assert!((8..=10).contains(&said[1].2), "{error}, {more}: {said:?}");
+        assert_eq!(run.journal.len(), 3, "{error}, {more}: all are served afterwards");
+    }
+}
+
+#[test]
+fn a_client_that_left_before_it_was_accepted_rests_no_listener() {
+    let mut plan = plan(16);
+    plan.faults = plan.faults.with(Fault::AcceptAborted, Rate::HALF);
+    let mut run = Run::new(plan);
+    run.through().map_err(|failure| failure.what).unwrap();
+    let aborted = run.members[0].tally.shard.accept_failed_other.get();
+    assert!(aborted > 0 && run.rests.is_empty(), "{aborted}: {:?}", run.rests);
 }
 
 #[test]
