@@ -220,8 +220,8 @@ pub const WATCH_PAUSED_AFTER_MS: u32 = 100;
 pub const WORK_SAMPLE: u64 = 64;
 /// How many sessions begin in one turn of a shard: those that live wait for no more than these.
 pub const BEGINNINGS_PER_TURN_MAX: u32 = 8;
-/// How many clients that waited for their turn are looked at in one; those that have left begin no session. As many wait
-/// at most as there are places: each has one of `sessions_max`.
+/// How many clients that waited for their turn are looked at in one; those that have left begin no session. No more
+/// wait than there are places: each has one of `sessions_max`.
 pub const ARRIVALS_PER_TURN_MAX: u32 = 64;
 /// While the pool is low: how often sessions are looked at for what waits for slow destinations. What waits for two
 /// looks moves out of the pool.
