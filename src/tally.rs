@@ -142,7 +142,7 @@ pub struct ShardTally {
     pub accept_failed_exhausted: Count,
     /// Accepts that failed because the client had gone, or otherwise.
     pub accept_failed_other: Count,
-    /// Clients turned away because a `sessions_max` was reached.
+    /// Clients turned away before a session began: a `sessions_max` was reached, or nobody is left to serve them.
     pub refused_full: Count,
     /// Attempts to reach a backend that failed and were followed by another.
     pub connect_retries: Count,

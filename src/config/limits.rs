@@ -156,13 +156,15 @@ pub const DESCRIPTORS_SPARE: u64 = 128;
 pub const CLOSE_AFTER_MS: u64 = 50;
 /// How long shards may take to end sessions that were told to, before the process ends without them.
 pub const CUT_MS_MAX: u64 = 3000;
-/// How long a listener rests after accept failed for want of descriptors or memory.
+/// How long a listener rests after accept failed for want of descriptors or memory, or for what is not one client's.
 pub const ACCEPT_REST_MS: u64 = 100;
 /// How long it rests where clients are being refused: their descriptors are about to come free.
 pub const REFUSED_REST_MS: u64 = 1;
+/// How long a shard says nothing more of a listener after it said that it cannot accept there.
+pub const ACCEPT_SAID_MS: u64 = 1000;
 /// How long an ending session may wait for what is in flight before it is cancelled, and counted.
 pub const ENDING_MS_MAX: u64 = 1000;
-/// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: five calls that a short one is
+/// Age at which a session's backend socket gets its keepalive and TCP_USER_TIMEOUT: six calls that a short one is
 /// spared.
 pub const GUARD_AFTER_MS: u32 = 1000;
 /// How long a session may take to come to rest before its move is given up and it goes on where it is.
@@ -218,7 +220,8 @@ pub const WATCH_PAUSED_AFTER_MS: u32 = 100;
 pub const WORK_SAMPLE: u64 = 64;
 /// How many sessions begin in one turn of a shard: those that live wait for no more than these.
 pub const BEGINNINGS_PER_TURN_MAX: u32 = 8;
-/// How many clients that waited for their turn are looked at in one; those that have left begin no session.
+/// How many clients that waited for their turn are looked at in one; those that have left begin no session. No more
+/// wait than there are places: each has one of `sessions_max`.
 pub const ARRIVALS_PER_TURN_MAX: u32 = 64;
 /// While the pool is low: how often sessions are looked at for what waits for slow destinations. What waits for two
 /// looks moves out of the pool.

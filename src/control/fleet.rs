@@ -18,6 +18,7 @@ use super::{Cause, worker};
 use crate::config::{Config, Percent, limits};
 use crate::driver::{Kind, ListenerId, Socket, sys};
 use crate::event::{Arm, EndReason, Ended};
+use crate::policy::seat::Seat;
 use crate::policy::snapshot::Snapshot;
 use crate::policy::split::Split;
 use crate::session::parcel::Parcel;
@@ -177,9 +178,13 @@ impl Fleet {
         if !member.load.promise() {
             return;
         }
-        let (client, snapshot) = (Socket::owned(client), Arc::clone(snapshot));
-        if member.mail.send(Order::Adopt { client, snapshot, listener }).is_err() {
+        // Without a place it is still a shard's to turn away, which counts it.
+        let (client, seat) = (Socket::owned(client), Seat::take(snapshot, listener));
+        if let Err(unsent) = member.mail.send(Order::Adopt { client, seat }) {
             member.load.sub();
+            if let Order::Adopt { client, .. } = unsent {
+                drop(client.into_owned());
+            }
         }
     }
 

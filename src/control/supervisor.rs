@@ -406,13 +406,18 @@ impl Supervisor {
             Said::Released(id) => {
                 self.fleet.released(shard, id, &self.ports);
             }
-            Said::AcceptFailed(id, errno) => {
-                let port = self.ports.iter().find(|p| p.seat(id).is_some());
+            Said::AcceptFailed { listener, error, rest_ms, unsaid } => {
+                let port = self.ports.iter().find(|p| p.seat(listener).is_some());
                 let name = port.map(|p| Arc::clone(&p.name));
-                let rest_ms = limits::ACCEPT_REST_MS;
-                tracing::warn!(shard, listener = ?name, error = %errno, rest_ms,
-                    "cannot accept for want of descriptors or memory: clients wait; \
-                     raise the limit or lower limits.sessions_max");
+                if error.is_exhaustion() {
+                    tracing::warn!(shard, listener = ?name, %error, rest_ms, unsaid,
+                        "cannot accept for want of descriptors or memory: clients wait; \
+                         raise the limit or lower limits.sessions_max");
+                } else {
+                    tracing::error!(shard, listener = ?name, %error, rest_ms, unsaid,
+                        "cannot accept: clients wait, and it is tried again after each rest; \
+                         see what this machine's security policy denies");
+                }
             }
             Said::Gone => {}
         }

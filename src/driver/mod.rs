@@ -149,10 +149,31 @@ impl Errno {
     /// No local port is left.
     pub const NO_PORTS: Self = Self(libc::EADDRNOTAVAIL);
 
-    /// Whether descriptors or memory ran out on this machine, which says nothing of the other end.
+    /// Whether descriptors, memory or room to watch a socket (fs.epoll.max_user_watches: ENOSPC) ran out on this
+    /// machine, which says nothing of the other end.
     #[must_use]
     pub const fn is_exhaustion(self) -> bool {
-        matches!(self.0, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+        matches!(self.0, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::ENOSPC)
+    }
+
+    /// Whether an accept that failed so says something of one client only, and the next is worth asking for at once:
+    /// Linux hands errors of the new connection on (accept(2)).
+    #[must_use]
+    pub const fn is_of_one_client(self) -> bool {
+        matches!(
+            self.0,
+            libc::ECONNABORTED
+                | libc::EAGAIN
+                | libc::EINTR
+                | libc::ENETDOWN
+                | libc::EPROTO
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::ENONET
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH
+        )
     }
 
     /// Whether the other end stopped answering, rather than saying that it leaves.

@@ -387,7 +387,13 @@ impl Session {
     /// Whether its shard reads it straight whenever it spins, and does not yet.
     #[must_use]
     pub fn wants_heat(&self) -> bool {
-        self.hop == Hop::Hot && !self.hot
+        self.forces_heat() && !self.hot
+    }
+
+    /// Whether its shard is to read it straight however many others carry traffic.
+    #[must_use]
+    pub fn forces_heat(&self) -> bool {
+        self.hop == Hop::Hot
     }
 
     /// Whether its shard reads it straight.

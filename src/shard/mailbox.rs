@@ -21,14 +21,12 @@ pub enum Order {
     },
     /// Stop accepting clients of this listener, and report when it is so.
     Release(ListenerId),
-    /// A client that another shard accepted: begin its session here.
+    /// A client that another shard accepted, or control: begin its session here.
     Adopt {
         /// Its socket.
         client: Socket,
-        /// The config its session is to live by.
-        snapshot: Arc<crate::policy::snapshot::Snapshot>,
-        /// Index into that config's listeners.
-        listener: u16,
+        /// Its place. `None`: there was none, and the client is to be turned away.
+        seat: Option<crate::policy::seat::Seat>,
     },
     /// Placement may hand clients to these shards.
     Neighbours(Arc<[super::placement::Neighbour]>),
@@ -80,8 +78,17 @@ pub enum Order {
 pub enum Report {
     /// It no longer accepts clients of this listener.
     Released(ListenerId),
-    /// It could not accept, and rests.
-    AcceptFailed(ListenerId, crate::driver::Errno),
+    /// It could not accept. Said of a listener once in [`ACCEPT_SAID_MS`](crate::config::limits::ACCEPT_SAID_MS).
+    AcceptFailed {
+        /// Where.
+        listener: ListenerId,
+        /// Why.
+        error: crate::driver::Errno,
+        /// How long it rests, in milliseconds.
+        rest_ms: u64,
+        /// How often it has rested since this was said last.
+        unsaid: u64,
+    },
     /// All its sessions have ended, and it is about to end its thread.
     Gone,
 }

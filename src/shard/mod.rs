@@ -220,11 +220,15 @@ impl<D: Driver> Shard<D> {
 
     /// Reads the hot sessions. Whether any had something.
     fn read_hot(&mut self) -> bool {
-        let mut found = false;
-        for i in 0..self.hot.len() {
-            let Some(&key) = self.hot.get(i) else { break };
+        let (mut found, mut at) = (false, 0);
+        while let Some(&key) = self.hot.get(at) {
             let mut moved = false;
-            self.with_session(key, |session, step| moved = session.read_now(step));
+            if !self.with_session(key, |session, step| moved = session.read_now(step)) {
+                // It has ended, and leaves its room among the hot to another.
+                self.hot.swap_remove(at);
+                continue;
+            }
+            at += 1;
             if moved {
                 found = true;
                 let last = self.now + self.frozen_ns;
@@ -244,7 +248,7 @@ impl<D: Driver> Shard<D> {
         }
         match self.heat.note(key) {
             Few::Same => {}
-            Few::TooMany => self.cool_all(),
+            Few::TooMany => self.cool_chosen(),
             Few::Are(keys) => {
                 for key in
                     keys.into_iter().filter(|key| !self.hot.contains(key)).collect::<Vec<_>>()
@@ -277,6 +281,17 @@ impl<D: Driver> Shard<D> {
     fn cool_all(&mut self) {
         self.heat.clear();
         for key in std::mem::take(&mut self.hot) {
+            self.with_session(key, |session, step| session.cool(step));
+        }
+    }
+
+    /// Has those read as others are again that were hot because few sessions carried the traffic.
+    fn cool_chosen(&mut self) {
+        let hot = std::mem::take(&mut self.hot);
+        let is_forced = |key: &Key| self.sessions.session(*key).is_some_and(|s| s.forces_heat());
+        let (forced, chosen): (Vec<Key>, Vec<Key>) = hot.into_iter().partition(is_forced);
+        self.hot = forced;
+        for key in chosen {
             self.with_session(key, |session, step| session.cool(step));
         }
     }
@@ -448,9 +463,7 @@ impl<D: Driver> Shard<D> {
             match order {
                 Order::Serve { listener, name, socket } => self.serve(listener, name, socket),
                 Order::Release(listener) => self.release(listener),
-                Order::Adopt { client, snapshot, listener } => {
-                    self.adopt(client, snapshot, listener)
-                }
+                Order::Adopt { client, seat } => self.adopt(client, seat),
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
                 Order::Evict(to) => self.evict(to.into_iter().collect()),
                 Order::Scatter(to) => self.evict(to),

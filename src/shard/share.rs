@@ -6,7 +6,7 @@ use super::placement::Neighbour;
 use crate::config::Percent;
 use crate::driver::{Driver, Socket};
 use crate::event::Arm;
-use crate::policy::snapshot::Snapshot;
+use crate::policy::seat::Seat;
 use crate::policy::split::Split;
 use crate::session::glance::State;
 use std::sync::Arc;
@@ -24,23 +24,18 @@ pub struct Share {
 
 impl<D: Driver> Shard<D> {
     /// Hands a client that falls into the share over. Gives it back where it does not.
-    pub(super) fn hand_over(
-        &self,
-        client: Socket,
-        snapshot: Arc<Snapshot>,
-        listener: u16,
-    ) -> Result<(), (Socket, Arc<Snapshot>)> {
+    pub(super) fn hand_over(&self, client: Socket, seat: Seat) -> Result<(), (Socket, Seat)> {
         let share = &self.share;
         let least = share.guests.iter().min_by_key(|guest| guest.load.get());
         let goes = |_: &&Neighbour| share.split.assign(share.percent) == Arm::Canary;
         let Some(guest) = least.filter(goes).filter(|guest| guest.load.promise()) else {
-            return Err((client, snapshot));
+            return Err((client, seat));
         };
-        match guest.mail.send(Order::Adopt { client, snapshot, listener }) {
+        match guest.mail.send(Order::Adopt { client, seat: Some(seat) }) {
             // It has just gone, and gives the order back.
-            Err(Order::Adopt { client, snapshot, .. }) => {
+            Err(Order::Adopt { client, seat: Some(seat) }) => {
                 guest.load.sub();
-                Err((client, snapshot))
+                Err((client, seat))
             }
             Ok(()) | Err(_) => Ok(()),
         }

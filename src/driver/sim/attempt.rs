@@ -54,6 +54,8 @@ impl Sim {
         }
         let (result, more) = if flight.cancelled && !(waits && world.happens(Fault::CancelLoses)) {
             (Err(Errno::CANCELED), false)
+        } else if let Some((error, more)) = world.faults.accepts_fail {
+            (Err(error), more)
         } else if !world.has_descriptors() || world.happens(Fault::AcceptExhausted) {
             (Err(Errno(libc::EMFILE)), false)
         } else {
@@ -70,6 +72,10 @@ impl Sim {
                 (Ok(socket(accepted)), more)
             }
         };
+        if more && result.is_err() {
+            // Who is armed by level is told again and again, but once a turn.
+            world.try_later(number, Verb::Accept);
+        }
         drop(world);
         let completion = Completion::Accepted { listener, result, more };
         if more {

@@ -1,6 +1,7 @@
 //! What goes wrong in a simulated network, and how often: swarm-style, so that each run has its own climate.
 
 use super::rng::{Rate, Rng};
+use crate::driver::Errno;
 
 /// Declares [`Fault`]: each class once, with its meaning.
 macro_rules! fault_classes {
@@ -84,6 +85,8 @@ pub struct Faults {
     pub latency_ns: u64,
     /// Most sockets at once: beyond, there are no descriptors.
     pub sockets_max: usize,
+    /// What every accept fails with, and whether it stays armed; `None`: they do not all fail.
+    pub accepts_fail: Option<(Errno, bool)>,
     /// Whether a multishot receive's last buffer is cut to its credit; else it may pass it by less than a buffer.
     pub cuts_to_credit: bool,
 }
@@ -97,6 +100,7 @@ impl Faults {
             room_bytes: (64 * 1024, 64 * 1024),
             latency_ns: 20_000,
             sockets_max: usize::MAX,
+            accepts_fail: None,
             cuts_to_credit: true,
         }
     }

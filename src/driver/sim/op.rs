@@ -247,6 +247,14 @@ impl World {
         }
     }
 
+    /// Tries an operation again a moment later, not before.
+    pub(super) fn try_later(&mut self, number: usize, verb: Verb) {
+        let Some(flight) = &mut self.end_mut(number).flights[verb as usize] else { return };
+        flight.scheduled = true;
+        let serial = flight.serial;
+        self.schedule(10_000, Event::Try(number, verb, serial));
+    }
+
     /// Whether an operation has something to report.
     pub(super) fn can_end(&self, number: usize, flight: &Flight) -> bool {
         let end = self.end(number);

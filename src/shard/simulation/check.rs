@@ -27,7 +27,7 @@ pub(super) enum Property {
     Starvation,
     /// A reset is heard, whatever the session is waiting for.
     Reset,
-    /// A direction holds no more than its bound, and knows how much that is.
+    /// A direction holds no more than its bound, and knows how much that is; who has come in has a place.
     Bound,
     /// Deadlines are kept.
     Deadline,
@@ -186,6 +186,17 @@ fn waits_for(writer: &Record, seer: &Record) -> (u64, bool) {
     }
     let bytes = writer.sent.bytes.saturating_sub(seer.seen.bytes);
     (bytes, writer.sent.finished && seer.seen.end_at.is_none())
+}
+
+/// Whether each client that waits for its turn, each session, and each of both on its way between shards has its place.
+pub(super) fn places(run: &Run) -> Result<(), Broken> {
+    let loads = run.members.iter().map(|member| member.home.load.get());
+    let here: u32 = loads.filter(|load| *load != u32::MAX).sum();
+    let taken = run.snapshots.last().map_or(0, |snapshot| snapshot.taken()[0]);
+    if here == taken {
+        return Ok(());
+    }
+    Err((Property::Bound, format!("{here} have come in, and {taken} places are taken")))
 }
 
 /// What a shard that leaves has not given back.

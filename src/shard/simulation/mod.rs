@@ -10,6 +10,7 @@
 mod check;
 mod mood;
 mod mutations;
+mod plain;
 mod plan;
 mod run;
 

@@ -4,6 +4,7 @@ use crate::config::{
     Backend as BackendConfig, Config, DataPath, Hop, Limits, Listener, Log, LogFormat, LogLevel,
     Name, OnBackendFail, Percent, Pool, Shards, Source, Stop, Tcp, Timeouts,
 };
+use crate::driver::Errno;
 use crate::driver::sim::{Answer, Backend, Fault, Faults, Rate, Reading, Rng, Script, Step, World};
 use crate::time::Time;
 use std::fmt;
@@ -156,6 +157,18 @@ impl Plan {
         }
         .with_mood(rng)
         .with_spares()
+        .with_failing_accepts()
+    }
+
+    /// Has all accepts of some runs fail until the world heals. Drawn apart, as ready connections are.
+    fn with_failing_accepts(mut self) -> Self {
+        let rng = &mut Rng::new(self.seed.wrapping_mul(0x1B87_3593) ^ 0x0ACC_E970);
+        if rng.chance(Rate::one_in(32)) {
+            // EPERM, ENOSPC.
+            let error = rng.pick(&[Errno(1), Errno(28)]);
+            self.faults.accepts_fail = Some((error, rng.chance(Rate::HALF)));
+        }
+        self
     }
 
     /// Has every other run keep connections ready. Drawn apart, so that all else is as it is without.
@@ -232,7 +245,8 @@ impl fmt::Display for Plan {
         for fault in Fault::ALL.iter().filter(|fault| faults.rate(**fault) != Rate::NEVER) {
             write!(f, " {fault:?}")?;
         }
-        writeln!(f, "\n  {:?}", config.limits)?;
+        writeln!(f, " accepts fail: {:?}", faults.accepts_fail)?;
+        writeln!(f, "  {:?}", config.limits)?;
         for listener in &config.listeners {
             let Listener { hop, timeouts, on_backend_fail, sessions_max, .. } = listener;
             writeln!(f, "  {hop:?} {timeouts:?} {on_backend_fail:?} sessions_max {sessions_max}")?;

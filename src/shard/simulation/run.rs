@@ -31,6 +31,8 @@ pub(super) struct Run {
     pub(super) members: Vec<Member>,
     pub(super) snapshots: Vec<Arc<Snapshot>>,
     pub(super) journal: Vec<Ended>,
+    /// What was said of accepts that failed: when, how long the rest, how many were not told.
+    pub(super) rests: Vec<(Time, u64, u64)>,
     in_force: Arc<ArcSwap<Snapshot>>,
     records: mpsc::Receiver<Ended>,
     reports: mpsc::Receiver<(usize, Report)>,
@@ -116,6 +118,7 @@ impl Run {
             members,
             snapshots: vec![snapshot],
             journal: Vec::new(),
+            rests: Vec::new(),
             in_force,
             records,
             reports,
@@ -225,7 +228,7 @@ impl Run {
     }
 
     /// A turn of each shard, and what follows.
-    fn round(&mut self) -> Result<(), Failure> {
+    pub(super) fn round(&mut self) -> Result<(), Failure> {
         self.rounds += 1;
         if self.rounds > ROUNDS_MAX {
             return Err(self.failure(Property::Liveness, "the shards spin"));
@@ -242,6 +245,7 @@ impl Run {
             }
         }
         self.hear();
+        check::places(self).map_err(|(property, what)| self.failure(property, what))?;
         self.journal.extend(self.records.try_iter());
         if self.rounds.is_multiple_of(16) {
             self.watch
@@ -403,7 +407,14 @@ impl Run {
     fn hear(&mut self) {
         let reports: Vec<(usize, Report)> = self.reports.try_iter().collect();
         for (at, report) in reports {
-            let Report::Released(listener) = report else { continue };
+            let listener = match report {
+                Report::Released(listener) => listener,
+                Report::AcceptFailed { rest_ms, unsaid, .. } => {
+                    self.rests.push((self.now(), rest_ms, unsaid));
+                    continue;
+                }
+                Report::Gone => continue,
+            };
             let is_it = |port: &Port| port.at == at && port.listener == listener && !port.released;
             let Some(port) = self.ports.iter().position(is_it) else { continue };
             self.ports[port].released = true;
