@@ -3,7 +3,7 @@
 //! have become fewer than sockets, lanes serve several.
 
 use crate::config::{Listener, Name, Tcp, limits};
-use crate::driver::{ListenerId, sys};
+use crate::driver::{ListenerId, listening};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -244,5 +244,5 @@ fn backlog(waiting_max: u32) -> i32 {
 }
 
 fn set_options(socket: &Socket, tcp: &Tcp) -> io::Result<()> {
-    sys::set_options(socket, tcp).map_err(io::Error::from)
+    listening::set_options(socket, tcp).map_err(io::Error::from)
 }
