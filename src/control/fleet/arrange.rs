@@ -107,7 +107,7 @@ impl Fleet {
 
     /// Tells all shards where their live sessions belong: `carry` takes them to the shards that new ones go to, else
     /// they stay.
-    pub(in crate::control) fn direct(&self, carry: bool) {
+    pub(in crate::control) fn direct(&mut self, carry: bool) {
         for lane in 0..self.lanes.len() {
             self.direct_lane(lane, carry);
         }
@@ -116,7 +116,18 @@ impl Fleet {
         }
     }
 
-    fn direct_lane(&self, lane: usize, carry: bool) {
+    fn direct_lane(&mut self, lane: usize, carry: bool) {
+        self.lanes[lane].carries = carry;
+        self.repeat(lane);
+    }
+
+    /// Tells all shards once more where their live sessions belong, for something else was said meanwhile.
+    pub(in crate::control) fn direct_again(&self) {
+        (0..self.lanes.len()).for_each(|lane| self.repeat(lane));
+    }
+
+    fn repeat(&self, lane: usize) {
+        let carry = self.lanes[lane].carries;
         let heir = self.member_of(lane, self.accepting(lane));
         for member in &self.lanes[lane].shards {
             let kind = member.entry.kind;
@@ -197,6 +208,10 @@ impl Fleet {
             }
         }
         self.introduce();
+        if let Some(lane) = lane {
+            // Whoever was to take sessions in is another now, and so is whoever failed before all were gone.
+            self.repeat(lane);
+        }
         Ok(())
     }
 

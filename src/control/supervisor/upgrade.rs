@@ -216,8 +216,9 @@ impl Supervisor {
                 "upgrade failed: this process accepts again and keeps its \
                 sessions; those that had been handed over went with the new process"
             );
-            // All stay where they are, but those whose ring misbehaves.
-            self.fleet.direct(false);
+            // They go on where they are, or on their way from before the upgrade: off a ring that misbehaves, or to
+            // another data path.
+            self.fleet.direct_again();
             self.returning.append(&mut upgrade.kept);
             self.notify.main_process(std::process::id());
             if let Some(windows) = &mut self.windows {
