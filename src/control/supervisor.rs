@@ -218,7 +218,8 @@ impl Supervisor {
             }
         }
         if self.stage == Stage::Running {
-            self.go_on_rolling_back();
+            // Who ordered it was told, and it is tried again.
+            let _ = self.go_on_rolling_back();
         }
     }
 

@@ -125,7 +125,7 @@ impl Supervisor {
         self.ids_left =
             self.ids_left.max(highest.unwrap_or(1)).saturating_add(limits::HANDOVER_IDS);
         let listeners = snapshot.config.listeners.iter();
-        let (data_path, percent) = self.rollout.wanted;
+        let (data_path, percent) = self.rollout.ordered();
         Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: self.board.process.load(Relaxed),
