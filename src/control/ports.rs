@@ -80,9 +80,22 @@ pub fn open_admin(bind: SocketAddr) -> Result<TcpListener, PortError> {
 }
 
 impl Port {
-    /// Opens a socket of a listener for each of `lanes`. The `inherited` ones are among them, all of them: none may be
-    /// closed.
+    /// Opens a socket of a listener for each of `lanes`, and has it listen. The `inherited` ones are among them, all of
+    /// them: none may be closed.
     pub(super) fn open(
+        listener: &Listener,
+        lanes: usize,
+        inherited: Vec<Socket>,
+        next_id: &mut impl Ids,
+    ) -> Result<Self, PortError> {
+        let port = Self::bind(listener, lanes, inherited, next_id)?;
+        port.update(listener)?;
+        Ok(port)
+    }
+
+    /// The same, but new ones do not listen until they are [updated](Self::update): nobody came in by them where they
+    /// are closed instead.
+    pub(super) fn bind(
         listener: &Listener,
         lanes: usize,
         inherited: Vec<Socket>,
@@ -110,7 +123,6 @@ impl Port {
             port.bound = address.as_socket().unwrap_or(bound);
         }
         port.seats.extend(more);
-        port.update(listener)?;
         Ok(port)
     }
 
@@ -131,7 +143,7 @@ impl Port {
         for _ in self.seats.len()..lanes {
             let socket = match alone {
                 Some(seat) => seat.socket.try_clone().map_err(failed)?,
-                None => bind(bound, &listener.tcp).map_err(failed)?,
+                None => bound_to(bound, &listener.tcp).map_err(failed)?,
             };
             let address = socket.local_addr().map_err(failed)?;
             bound = address.as_socket().unwrap_or(bound);
@@ -162,7 +174,7 @@ impl Port {
         self.seats.iter().position(|seat| seat.id == id)
     }
 
-    /// Sets what may change while it listens, for clients that come in from now on.
+    /// Has it listen, and sets what may change while it does, for clients that come in from now on.
     pub(super) fn update(&self, listener: &Listener) -> Result<(), PortError> {
         let failed = |error| PortError::of(listener, error);
         for Seat { socket, .. } in &self.seats {
@@ -222,7 +234,7 @@ fn too_many() -> io::Error {
 }
 
 /// A socket of the group at an address, which does not listen yet.
-fn bind(address: SocketAddr, tcp: &Tcp) -> io::Result<Socket> {
+fn bound_to(address: SocketAddr, tcp: &Tcp) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -245,4 +257,31 @@ fn backlog(waiting_max: u32) -> i32 {
 
 fn set_options(socket: &Socket, tcp: &Tcp) -> io::Result<()> {
     listening::set_options(socket, tcp).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    fn listener(bind: &str) -> Listener {
+        let text = format!(
+            "[listeners.l]\nbind = \"{bind}\"\nstable = \"a\"\n[pools.a]\nbackends = [\"127.0.0.1:1\"]\n"
+        );
+        crate::config::file::parse(&text).unwrap().listeners.remove(0)
+    }
+
+    fn ids() -> impl Ids {
+        let mut ids = (0..).map(ListenerId);
+        move || ids.next()
+    }
+
+    #[test]
+    fn nobody_comes_in_before_all_that_can_fail_has_been_done() {
+        let listener = listener("127.0.0.1:0");
+        let port = Port::bind(&listener, 2, vec![], &mut ids()).unwrap();
+        TcpStream::connect(port.bound).expect_err("it is bound, and nobody listens");
+        port.update(&listener).unwrap();
+        TcpStream::connect(port.bound).expect("it listens");
+    }
 }

@@ -101,17 +101,41 @@ impl Supervisor {
         wanted: (DataPath, Percent),
         carry: bool,
     ) -> Result<String, String> {
-        let (before, share) = (self.fleet.serving(), self.fleet.share());
-        let choice = choose(wanted, Some(before), &self.report)?;
-        let hands_over = choice.serving != before
-            || self.fleet.has_held()
-                && (choice.serving == Kind::Uring || choice.share > Percent::ZERO);
-        if hands_over && self.fleet.is_moving() {
+        let choice = self.prepare_path(wanted)?;
+        Ok(self.take_path(choice, wanted, carry))
+    }
+
+    /// Does what can fail of a change of the data path.
+    ///
+    /// # Errors
+    /// Why it cannot be made; nothing has changed.
+    pub(super) fn prepare_path(&mut self, wanted: (DataPath, Percent)) -> Result<Choice, String> {
+        let choice = choose(wanted, Some(self.fleet.serving()), &self.report)?;
+        if self.hands_over(&choice) && self.fleet.is_moving() {
             return Err("another change of the data path is under way: try again".to_owned());
         }
         self.fleet
-            .serve_with(choice.serving, choice.share, &self.ports)
+            .provide(choice.serving, choice.share)
             .map_err(|e| format!("the {} shards could not start: {e}", choice.kind.label()))?;
+        Ok(choice)
+    }
+
+    /// Whether sockets go from shard to shard for it.
+    fn hands_over(&self, choice: &Choice) -> bool {
+        let forgives = choice.serving == Kind::Uring || choice.share > Percent::ZERO;
+        choice.serving != self.fleet.serving() || self.fleet.has_held() && forgives
+    }
+
+    /// Makes a change of the data path that is [ready](Self::prepare_path). Says which.
+    pub(super) fn take_path(
+        &mut self,
+        choice: Choice,
+        wanted: (DataPath, Percent),
+        carry: bool,
+    ) -> String {
+        let (before, share) = (self.fleet.serving(), self.fleet.share());
+        let hands_over = self.hands_over(&choice);
+        self.fleet.serve_with(choice.serving, choice.share, &self.ports);
         if hands_over || choice.share != share {
             self.board.path_changes.fetch_add(1, Relaxed);
         }
@@ -128,7 +152,7 @@ impl Supervisor {
             percent => format!("data path of {percent} % of {which}: {}", choice.kind.label()),
         };
         announce(&self.board, choice);
-        Ok(what)
+        what
     }
 
     /// Takes everything back to epoll, now or as soon as it can be.

@@ -311,45 +311,51 @@ impl Supervisor {
         let mut ids = self.new_ids();
         let resize = self.prepare_resize(&config, data_path, &mut ids)?;
         let lanes = resize.as_ref().map_or_else(|| self.fleet.lanes(), |r| r.shape.lanes());
-        let opened = self.open_new(&config, lanes, &mut ids)?;
-        let mut what = vec![];
-        if let Some(wanted) = data_path {
-            let carried = self.set_path(wanted, config.carry_sessions);
-            what.push(carried.map_err(|why| vec![format!("data_path: {why}")])?);
+        let opened = self.bind_new(&config, lanes, &mut ids)?;
+        let path = data_path.map(|wanted| Ok((self.prepare_path(wanted)?, wanted))).transpose();
+        let path = path.map_err(|why: String| vec![format!("data_path: {why}")])?;
+        for (port, listener) in &opened {
+            port.update(listener).map_err(|e| vec![e.to_string()])?;
         }
+        let opened: Vec<Port> = opened.into_iter().map(|(port, _)| port).collect();
+        let next = Arc::new(Snapshot::new(config, Some(&before)));
+        let config = &next.config;
+        let mut what = vec![];
+        what.extend(path.map(|(path, wanted)| self.take_path(path, wanted, config.carry_sessions)));
         what.extend(resize.map(|resize| self.resize(resize, &config.listeners)));
-        what.extend(self.set_busy_poll(&config));
-        what.extend(self.change_listeners(&config, opened));
-        what.extend(reload::canaries(&before.config, &config));
+        what.extend(self.set_busy_poll(config));
+        what.extend(self.close_gone(config, &opened));
+        what.extend(reload::canaries(&before.config, config));
         if what.is_empty() {
             what.push("other settings changed, for new sessions".to_owned());
         }
-        self.board.snapshot.store(Arc::new(Snapshot::new(config, Some(&before))));
+        self.board.snapshot.store(Arc::clone(&next));
+        self.serve_new(opened);
         self.as_read = new;
         Ok(with_restart(what.join("; "), &at_restart))
     }
 
-    /// Opens what the new config adds or moves. Nothing is changed where one of them cannot be had.
-    fn open_new(
+    /// Binds what the new config adds or moves; nobody listens yet. Nothing is changed where one of them cannot be had.
+    fn bind_new(
         &self,
         config: &Config,
         lanes: usize,
         ids: &mut impl Ids,
-    ) -> Result<Vec<Port>, Vec<String>> {
+    ) -> Result<Vec<(Port, Listener)>, Vec<String>> {
         let is_new = |l: &&Listener| !self.ports.iter().any(|port| port.is_of(l));
         let new = config.listeners.iter().filter(is_new);
-        let (mut opened, mut faults) = (vec![], vec![]);
+        let (mut bound, mut faults) = (vec![], vec![]);
         for listener in new {
-            match Port::open(listener, lanes, vec![], ids) {
-                Ok(port) => opened.push(port),
+            match Port::bind(listener, lanes, vec![], ids) {
+                Ok(port) => bound.push((port, listener.clone())),
                 Err(e) => faults.push(e.to_string()),
             }
         }
-        if faults.is_empty() { Ok(opened) } else { Err(faults) }
+        if faults.is_empty() { Ok(bound) } else { Err(faults) }
     }
 
-    /// Lets listeners come and go. Says which, where any did.
-    fn change_listeners(&mut self, config: &Config, opened: Vec<Port>) -> Option<String> {
+    /// Lets listeners go, and updates those that stay. Says which go and which of the new ones come, where any do.
+    fn close_gone(&mut self, config: &Config, opened: &[Port]) -> Option<String> {
         let stays = |port: &Port| config.listeners.iter().any(|l| port.is_of(l));
         let (kept, gone): (Vec<_>, Vec<_>) = self.ports.drain(..).partition(stays);
         self.ports = kept;
@@ -363,17 +369,21 @@ impl Supervisor {
             ports.iter().map(|p| format!("{} on {}", p.name, p.bound)).collect()
         };
         let what = (!opened.is_empty() || !gone.is_empty())
-            .then(|| format!("listeners opened: {:?}, closed: {:?}", names(&opened), names(&gone)));
+            .then(|| format!("listeners opened: {:?}, closed: {:?}", names(opened), names(&gone)));
         for port in gone {
             self.close(port);
         }
+        what
+    }
+
+    /// Lets clients in by ports whose listeners the config in force has: who is accepted before would find none.
+    fn serve_new(&mut self, opened: Vec<Port>) {
         for port in opened {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
             self.fleet.serve(&port);
             self.keep_open(&port);
             self.ports.push(port);
         }
-        what
     }
 
     fn close(&mut self, port: Port) {

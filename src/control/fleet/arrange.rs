@@ -25,27 +25,30 @@ pub(in crate::control) fn other(kind: Kind) -> Kind {
 }
 
 impl Fleet {
-    /// Lets the shards of `kind` accept clients of `ports`, and those of the other driver begin a share of the new
-    /// sessions; both are started if need be. Lanes that were held are forgiven where io_uring gets a part of it.
-    pub(in crate::control) fn serve_with(
-        &mut self,
-        kind: Kind,
-        share: Percent,
-        ports: &[Port],
-    ) -> io::Result<()> {
+    /// Starts what is missing for the shards of `kind` to accept clients, and for those of the other driver to begin a
+    /// share of the new sessions.
+    ///
+    /// # Errors
+    /// A shard cannot start; nothing has changed.
+    pub(in crate::control) fn provide(&mut self, kind: Kind, share: Percent) -> io::Result<()> {
         for lane in 0..self.lanes.len() {
             self.member(lane, kind)?;
             if share > Percent::ZERO {
                 self.member(lane, other(kind))?;
             }
         }
+        Ok(())
+    }
+
+    /// Lets the shards of `kind`, which are [there](Self::provide), accept clients of `ports`, and those of the other
+    /// driver begin a share of the new sessions. Lanes that were held are forgiven where io_uring gets a part of it.
+    pub(in crate::control) fn serve_with(&mut self, kind: Kind, share: Percent, ports: &[Port]) {
         self.arrange(ports, |fleet| {
             (fleet.serving, fleet.share) = (kind, share);
             if kind == Kind::Uring || share > Percent::ZERO {
                 fleet.lanes.iter_mut().for_each(|lane| lane.held = None);
             }
         });
-        Ok(())
     }
 
     /// How much of the new sessions the shards of the other driver begin.
