@@ -3,6 +3,7 @@
 mod upgrade;
 
 use super::board::Board;
+use super::closing::Closing;
 use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
@@ -35,12 +36,12 @@ pub(super) struct Supervisor {
     pub(super) fleet: Fleet,
     pub(super) ports: Vec<Port>,
     /// Ports that are to be closed once all shards have let go of them and the last connections were made.
-    closing: Vec<Closing>,
+    pub(super) closing: Vec<Closing>,
     pub(super) report: Report,
     /// The config as it was last read: what a reload is compared with.
     as_read: Config,
     file: Option<PathBuf>,
-    notify: Notify,
+    pub(super) notify: Notify,
     stage: Stage,
     /// When the shards are to be woken next.
     tick_at: Time,
@@ -78,15 +79,6 @@ pub(super) struct Parts {
     pub(super) causes: mpsc::Sender<Cause>,
     /// Whether the process before this one hands over.
     pub(super) taking: bool,
-}
-
-/// A port on its way out.
-struct Closing {
-    port: Port,
-    /// Connections that were being made are made by then.
-    until: Time,
-    /// The last config that had its listener, and the listener's index in it.
-    came_in: Option<(Arc<Snapshot>, u16)>,
 }
 
 /// How far the stop has come.
@@ -386,32 +378,6 @@ impl Supervisor {
         }
     }
 
-    fn close(&mut self, port: Port) {
-        tracing::info!(listener = %port.name, address = %port.bound, "closing");
-        port.turn_away();
-        // Nobody is to find it again.
-        self.notify.forget(&port.name);
-        self.fleet.close(&port);
-        let snapshot = self.board.snapshot.load_full();
-        let index = snapshot.listener(&port.name).and_then(|(at, _)| u16::try_from(at).ok());
-        let came_in = index.map(|index| (snapshot, index));
-        let until = sys::now().plus_ms(limits::CLOSE_AFTER_MS);
-        self.closing.push(Closing { port, until, came_in });
-    }
-
-    /// Closes the ports nobody serves any more. Clients that came in before are still served.
-    fn close_idle_ports(&mut self) {
-        let now = sys::now();
-        let fleet = &self.fleet;
-        let is_done = |c: &mut Closing| now >= c.until && !fleet.is_held(&c.port);
-        for Closing { port, came_in, .. } in self.closing.extract_if(.., is_done) {
-            let Some((snapshot, listener)) = came_in else { continue };
-            for client in port.waiting() {
-                fleet.adopt(client, &snapshot, listener);
-            }
-        }
-    }
-
     fn heard(&mut self, shard: usize, said: Said) {
         match said {
             Said::Released(id) => {
@@ -493,7 +459,7 @@ impl Supervisor {
         for port in std::mem::take(&mut self.ports) {
             tracing::info!(listener = %port.name, address = %port.bound, "left open for the next process");
             self.fleet.close(&port);
-            self.closing.push(Closing { port, until: sys::now(), came_in: None });
+            self.closing.push(Closing::left_open(port));
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{Errno, sys};
 use crate::config::Tcp;
 use std::mem::size_of_val;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 
 /// Which of a socket's buffer sizes were set by hand (socket(7)); the others follow the kernel.
@@ -20,6 +21,33 @@ pub fn set_options(listening: &impl AsRawFd, tcp: &Tcp) -> Result<(), Errno> {
     loosen(fd, tcp)?;
     sys::set_first(fd, tcp)?;
     sys::guard(fd, tcp)
+}
+
+/// Whose packets reach a socket, by how far they come: each router on the way lowers their TTL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hears {
+    /// All.
+    All,
+    /// Those that come with the highest TTL there is, 255, alone: hardly any, for systems begin with 64 or 128.
+    TtlMax,
+}
+
+/// Says whose packets reach a socket of the family of `address` (IP_MINTTL, ip(7); IPV6_MINHOPCOUNT). A listening
+/// socket that hears next to nobody answers no new connection, while those that are being made are finished: their
+/// packets reach their own half-open socket (Linux, net/ipv4/tcp_ipv4.c, `tcp_v4_rcv`). Those accepted inherit it.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn hear(socket: &impl AsRawFd, address: SocketAddr, hears: Hears) -> Result<(), Errno> {
+    let (level, name) = match address {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MINTTL),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT),
+    };
+    let least = match hears {
+        Hears::All => 0,
+        Hears::TtlMax => 255,
+    };
+    sys::set(socket.as_raw_fd(), level, name, least)
 }
 
 /// Takes back what was set before and is not asked for.
