@@ -7,6 +7,7 @@ use crate::config::limits;
 use crate::driver::sys;
 use crate::policy::snapshot::Snapshot;
 use crate::time::Time;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A port on its way out.
@@ -71,5 +72,10 @@ impl Supervisor {
             }
         }
         self.closing.retain(|c| now < c.until || fleet.is_held(&c.port));
+    }
+
+    /// Whether a listener of Ringway's own is still being closed at this port, on whatever address.
+    pub(super) fn is_closing_at(&self, bind: SocketAddr) -> bool {
+        self.closing.iter().any(|closing| closing.port.bound.port() == bind.port())
     }
 }

@@ -65,6 +65,11 @@ impl PortError {
     fn of(listener: &Listener, error: io::Error) -> Self {
         Self { key: format!("listeners.{}.bind", listener.name), bind: listener.bind, error }
     }
+
+    /// Whether somebody listens there.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.error.kind() == io::ErrorKind::AddrInUse
+    }
 }
 
 /// A socket for the admin endpoint, which shares its port with nobody.

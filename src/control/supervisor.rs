@@ -340,6 +340,12 @@ impl Supervisor {
         for listener in new {
             match Port::bind(listener, lanes, vec![], ids) {
                 Ok(port) => bound.push((port, listener.clone())),
+                Err(e) if e.is_in_use() && self.is_closing_at(listener.bind) => {
+                    faults.push(format!(
+                        "listeners.{}.bind: Ringway is still closing a listener on {}: try again",
+                        listener.name, listener.bind
+                    ));
+                }
                 Err(e) => faults.push(e.to_string()),
             }
         }

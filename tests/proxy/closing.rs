@@ -13,6 +13,7 @@ use std::time::Duration;
 
 crate::on_each_path!(
     who_comes_as_soon_as_a_listener_is_there_is_served,
+    a_listener_comes_back_while_it_is_being_closed,
     a_listener_is_closed_without_a_privilege_and_harms_nobody,
 );
 
@@ -49,6 +50,26 @@ fn who_comes_as_soon_as_a_listener_is_there_is_served(path: DataPath) {
     }
     let shards = proxy.running().board().shards();
     assert_eq!(shards.iter().map(|s| s.tally.shard.refused_full.get()).sum::<u64>(), 0);
+}
+
+fn a_listener_comes_back_while_it_is_being_closed(path: DataPath) {
+    let backend = Backend::echo();
+    let recipe = Recipe::new(path, &[backend.at]);
+    let proxy = recipe.start();
+    let at = free_address();
+    let more = recipe.clone().more(&extra("extra", at)).text();
+    assert!(matches!(proxy.reload(&more), Answer::Done { .. }));
+    assert!(matches!(proxy.reload(&recipe.text()), Answer::Done { .. }));
+    until(2000, "it listens again", || match proxy.reload(&more) {
+        Answer::Done { .. } => true,
+        Answer::Refused(why) => {
+            let told = why[0].contains("still closing") && why[0].contains("try again");
+            assert!(told && why[0].contains(&at.to_string()), "{why:?}");
+            false
+        }
+        other => panic!("{other:?}"),
+    });
+    echo(&connect(at), b"served");
 }
 
 /// Opens sessions there, one after the other, until nobody listens. How many were served.
