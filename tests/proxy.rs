@@ -9,6 +9,8 @@ mod world;
 mod canary;
 #[path = "proxy/carry.rs"]
 mod carry;
+#[path = "proxy/closing.rs"]
+mod closing;
 #[path = "proxy/dialing.rs"]
 mod dialing;
 #[path = "proxy/favours.rs"]

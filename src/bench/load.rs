@@ -7,7 +7,7 @@
 use crate::config::Tcp;
 use crate::driver::pool::BufferId;
 use crate::driver::{
-    Arm, Completion, Driver, Errno, Key, Kind, ListenerId, Received, Side, Socket, pick, sys,
+    Arm, Completion, Driver, Errno, Key, Kind, ListenerId, Received, Side, Socket, listening, pick,
 };
 use crate::time::Time;
 use std::collections::VecDeque;
@@ -114,7 +114,7 @@ impl Load {
         let failed = |e| format!("the load could not start: {e}");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        sys::set_options(&listener, &Tcp::PLAIN).map_err(|e| failed(e.into()))?;
+        listening::set_options(&listener, &Tcp::PLAIN).map_err(|e| failed(e.into()))?;
         let mut driver = pick::start(kind, BUFFERS, BUFFER_BYTES, credit).map_err(failed)?;
         let mut filled = |bytes: u32| {
             let buffer = driver.pool().take().expect("a new pool has more than two");

@@ -7,6 +7,8 @@
 mod arrange;
 mod ask;
 mod resize;
+#[cfg(test)]
+mod tests;
 
 pub(super) use arrange::other;
 pub(super) use resize::Shape;
@@ -61,12 +63,14 @@ struct Lane {
     cpu: Option<usize>,
     /// Its ring misbehaved: until then it stays on epoll.
     held: Option<Time>,
+    /// Whether live sessions were told to follow the new ones, when they were told last.
+    carries: bool,
     shards: Vec<Member>,
 }
 
 impl Lane {
     const fn new(cpu: Option<usize>) -> Self {
-        Self { cpu, held: None, shards: Vec::new() }
+        Self { cpu, held: None, carries: false, shards: Vec::new() }
     }
 }
 

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+mod closing;
 pub mod favours;
 mod fleet;
 pub mod handover;
@@ -182,8 +183,11 @@ impl Control {
         let mut fleet = new_fleet(&board, firsts, causes.clone(), journal)?;
         let ports = open_ports(&board, fleet.lanes(), legacy)?;
         fleet
-            .serve_with(choice.serving, choice.share, &[])
-            .and_then(|()| fleet.hold_lanes(&held))
+            .provide(choice.serving, choice.share)
+            .and_then(|()| {
+                fleet.serve_with(choice.serving, choice.share, &[]);
+                fleet.hold_lanes(&held)
+            })
             .map_err(|e| system("a shard could not start", e))?;
         rollout::announce(&board, choice);
         let bound = ports.iter().map(|p| (p.name.clone(), p.bound)).collect();

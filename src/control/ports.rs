@@ -3,7 +3,8 @@
 //! have become fewer than sockets, lanes serve several.
 
 use crate::config::{Listener, Name, Tcp, limits};
-use crate::driver::{ListenerId, sys};
+use crate::driver::ListenerId;
+use crate::driver::listening::{self, Hears};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -64,6 +65,11 @@ impl PortError {
     fn of(listener: &Listener, error: io::Error) -> Self {
         Self { key: format!("listeners.{}.bind", listener.name), bind: listener.bind, error }
     }
+
+    /// Whether somebody listens there.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.error.kind() == io::ErrorKind::AddrInUse
+    }
 }
 
 /// A socket for the admin endpoint, which shares its port with nobody.
@@ -80,9 +86,22 @@ pub fn open_admin(bind: SocketAddr) -> Result<TcpListener, PortError> {
 }
 
 impl Port {
-    /// Opens a socket of a listener for each of `lanes`. The `inherited` ones are among them, all of them: none may be
-    /// closed.
+    /// Opens a socket of a listener for each of `lanes`, and has it listen. The `inherited` ones are among them, all of
+    /// them: none may be closed.
     pub(super) fn open(
+        listener: &Listener,
+        lanes: usize,
+        inherited: Vec<Socket>,
+        next_id: &mut impl Ids,
+    ) -> Result<Self, PortError> {
+        let port = Self::bind(listener, lanes, inherited, next_id)?;
+        port.update(listener)?;
+        Ok(port)
+    }
+
+    /// The same, but new ones do not listen until they are [updated](Self::update): nobody came in by them where they
+    /// are closed instead.
+    pub(super) fn bind(
         listener: &Listener,
         lanes: usize,
         inherited: Vec<Socket>,
@@ -110,7 +129,6 @@ impl Port {
             port.bound = address.as_socket().unwrap_or(bound);
         }
         port.seats.extend(more);
-        port.update(listener)?;
         Ok(port)
     }
 
@@ -131,7 +149,7 @@ impl Port {
         for _ in self.seats.len()..lanes {
             let socket = match alone {
                 Some(seat) => seat.socket.try_clone().map_err(failed)?,
-                None => bind(bound, &listener.tcp).map_err(failed)?,
+                None => bound_to(bound, &listener.tcp).map_err(failed)?,
             };
             let address = socket.local_addr().map_err(failed)?;
             bound = address.as_socket().unwrap_or(bound);
@@ -162,7 +180,7 @@ impl Port {
         self.seats.iter().position(|seat| seat.id == id)
     }
 
-    /// Sets what may change while it listens, for clients that come in from now on.
+    /// Has it listen, and sets what may change while it does, for clients that come in from now on.
     pub(super) fn update(&self, listener: &Listener) -> Result<(), PortError> {
         let failed = |error| PortError::of(listener, error);
         for Seat { socket, .. } in &self.seats {
@@ -174,7 +192,10 @@ impl Port {
 
     /// Has the kernel leave new connections unanswered, while those that are being made are finished: closing the
     /// sockets would reset whoever came in a moment before. Who was not answered asks again, and then nobody listens.
-    pub(super) fn turn_away(&self) {
+    ///
+    /// # Errors
+    /// The kernel wants CAP_NET_ADMIN for a filter: [`turn_away_by_ttl`](Self::turn_away_by_ttl) does without.
+    pub(super) fn turn_away(&self) -> io::Result<()> {
         // Classic BPF (linux/filter.h) over the TCP header: a packet with SYN is dropped, any other is taken.
         // It reads the byte of the flags.
         let drop_syn = [
@@ -183,12 +204,14 @@ impl Port {
             SockFilter::new(0x06, 0, 0, 0),
             SockFilter::new(0x06, 0, 0, u32::MAX),
         ];
-        for Seat { socket, .. } in &self.seats {
-            if let Err(error) = socket.attach_filter(&drop_syn) {
-                tracing::warn!(listener = %self.name, %error,
-                    "new connections cannot be held off: some may be reset while the listener closes");
-            }
-        }
+        self.seats.iter().try_for_each(|seat| seat.socket.attach_filter(&drop_syn))
+    }
+
+    /// The same by the TTL of packets, which takes no privilege: who does not come with the highest is held off. Only
+    /// for when no shard accepts here any more: who is accepted is not heard until [`waiting`](Self::waiting) takes it.
+    pub(super) fn turn_away_by_ttl(&self) -> io::Result<()> {
+        let hold_off = |seat: &Seat| listening::hear(&seat.socket, self.bound, Hears::TtlMax);
+        self.seats.iter().try_for_each(hold_off).map_err(io::Error::from)
     }
 
     /// Takes the clients that wait in the kernel's queues, which closing the sockets would reset.
@@ -196,7 +219,8 @@ impl Port {
         let mut clients = Vec::new();
         for Seat { socket, .. } in &self.seats {
             while let Ok((client, _)) = socket.accept() {
-                if client.set_nonblocking(true).is_ok() {
+                let heard = listening::hear(&client, self.bound, Hears::All);
+                if heard.is_ok() && client.set_nonblocking(true).is_ok() {
                     clients.push(client);
                 }
             }
@@ -222,7 +246,7 @@ fn too_many() -> io::Error {
 }
 
 /// A socket of the group at an address, which does not listen yet.
-fn bind(address: SocketAddr, tcp: &Tcp) -> io::Result<Socket> {
+fn bound_to(address: SocketAddr, tcp: &Tcp) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
@@ -244,5 +268,89 @@ fn backlog(waiting_max: u32) -> i32 {
 }
 
 fn set_options(socket: &Socket, tcp: &Tcp) -> io::Result<()> {
-    sys::set_options(socket, tcp).map_err(io::Error::from)
+    listening::set_options(socket, tcp).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    const SOON: Duration = Duration::from_millis(200);
+
+    fn listener(bind: &str) -> Listener {
+        let text = format!(
+            "[listeners.l]\nbind = \"{bind}\"\nstable = \"a\"\n[pools.a]\nbackends = [\"127.0.0.1:1\"]\n"
+        );
+        crate::config::file::parse(&text).unwrap().listeners.remove(0)
+    }
+
+    fn ids() -> impl Ids {
+        let mut ids = (0..).map(ListenerId);
+        move || ids.next()
+    }
+
+    /// Clients in its queues, when they are there.
+    fn waiting(port: &Port) -> Vec<Socket> {
+        let mut clients = vec![];
+        for _ in 0..100 {
+            clients.append(&mut port.waiting());
+            if !clients.is_empty() {
+                break;
+            }
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        clients
+    }
+
+    #[test]
+    fn nobody_comes_in_before_all_that_can_fail_has_been_done() {
+        let listener = listener("127.0.0.1:0");
+        let port = Port::bind(&listener, 2, vec![], &mut ids()).unwrap();
+        TcpStream::connect(port.bound).expect_err("it is bound, and nobody listens");
+        port.update(&listener).unwrap();
+        TcpStream::connect(port.bound).expect("it listens");
+    }
+
+    #[test]
+    fn who_was_there_is_taken_and_who_comes_is_not_answered_without_a_privilege() {
+        for bind in ["127.0.0.1:0", "[::1]:0"] {
+            let port = match Port::open(&listener(bind), 2, vec![], &mut ids()) {
+                Ok(port) => port,
+                Err(e) if e.error.kind() == io::ErrorKind::AddrNotAvailable => {
+                    eprintln!("SKIPPED: {e}");
+                    continue;
+                }
+                Err(e) => panic!("{e}"),
+            };
+            let mut before = TcpStream::connect(port.bound).unwrap();
+            port.turn_away_by_ttl().unwrap();
+            let late = TcpStream::connect_timeout(&port.bound, SOON).unwrap_err();
+            assert_eq!(late.kind(), io::ErrorKind::TimedOut, "{bind}");
+            let clients = waiting(&port);
+            assert_eq!(clients.len(), 1, "{bind}");
+            drop(port);
+            (&clients[0]).write_all(b"served").unwrap();
+            before.read_exact(&mut [0; 6]).unwrap();
+        }
+    }
+
+    /// Such as the last packet of a connection that was being made: what is accepted inherits who is heard.
+    #[test]
+    fn who_came_in_while_others_were_held_off_is_heard() {
+        let port = Port::open(&listener("127.0.0.1:0"), 1, vec![], &mut ids()).unwrap();
+        port.turn_away_by_ttl().unwrap();
+        let near = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        near.set_ttl_v4(255).unwrap();
+        near.connect(&port.bound.into()).unwrap();
+        near.set_ttl_v4(64).unwrap();
+        let clients = waiting(&port);
+        let client = clients.first().expect("it came");
+        client.set_nonblocking(false).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
+        (&near).write_all(b"order").unwrap();
+        (&*client).read_exact(&mut [0; 5]).expect("it is heard");
+    }
 }

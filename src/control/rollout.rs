@@ -9,6 +9,7 @@ use crate::driver::pick::pick;
 use crate::driver::probe::Report;
 use crate::driver::{Kind, sys};
 use crate::shard::inquiry::{Inquiry, Listed, MoveSaid};
+use crate::time::Time;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -19,14 +20,19 @@ pub(super) struct Rollout {
     pub(super) wanted: (DataPath, Percent),
     /// For how many more seconds live sessions are shared out again where they are not as they should be.
     sharing: u32,
-    /// Everything is to go back to epoll as soon as a change under way is over.
-    back: bool,
+    /// Everything is to go back to epoll, as soon as a change under way is over and not before then.
+    back: Option<Time>,
 }
 
 impl Rollout {
     /// Nothing goes on yet.
     pub(super) const fn new(wanted: (DataPath, Percent)) -> Self {
-        Self { wanted, sharing: 0, back: false }
+        Self { wanted, sharing: 0, back: None }
+    }
+
+    /// The data path that is to be in force when all that was ordered is done, and its share.
+    pub(super) fn ordered(&self) -> (DataPath, Percent) {
+        self.back.map_or(self.wanted, |_| (DataPath::Epoll, Percent::HUNDRED))
     }
 }
 
@@ -95,22 +101,48 @@ impl Supervisor {
         wanted: (DataPath, Percent),
         carry: bool,
     ) -> Result<String, String> {
-        let (before, share) = (self.fleet.serving(), self.fleet.share());
-        let choice = choose(wanted, Some(before), &self.report)?;
-        let hands_over = choice.serving != before
-            || self.fleet.has_held()
-                && (choice.serving == Kind::Uring || choice.share > Percent::ZERO);
-        if hands_over && self.fleet.is_moving() {
+        let choice = self.prepare_path(wanted)?;
+        Ok(self.take_path(choice, wanted, carry))
+    }
+
+    /// Does what can fail of a change of the data path.
+    ///
+    /// # Errors
+    /// Why it cannot be made; nothing has changed.
+    pub(super) fn prepare_path(&mut self, wanted: (DataPath, Percent)) -> Result<Choice, String> {
+        let choice = choose(wanted, Some(self.fleet.serving()), &self.report)?;
+        if self.hands_over(&choice) && self.fleet.is_moving() {
             return Err("another change of the data path is under way: try again".to_owned());
         }
         self.fleet
-            .serve_with(choice.serving, choice.share, &self.ports)
+            .provide(choice.serving, choice.share)
             .map_err(|e| format!("the {} shards could not start: {e}", choice.kind.label()))?;
+        Ok(choice)
+    }
+
+    /// Whether sockets go from shard to shard for it.
+    fn hands_over(&self, choice: &Choice) -> bool {
+        let forgives = choice.serving == Kind::Uring || choice.share > Percent::ZERO;
+        choice.serving != self.fleet.serving() || self.fleet.has_held() && forgives
+    }
+
+    /// Makes a change of the data path that is [ready](Self::prepare_path). Says which.
+    pub(super) fn take_path(
+        &mut self,
+        choice: Choice,
+        wanted: (DataPath, Percent),
+        carry: bool,
+    ) -> String {
+        let (before, share) = (self.fleet.serving(), self.fleet.share());
+        let hands_over = self.hands_over(&choice);
+        self.fleet.serve_with(choice.serving, choice.share, &self.ports);
         if hands_over || choice.share != share {
             self.board.path_changes.fetch_add(1, Relaxed);
         }
         self.fleet.direct(carry);
         self.rollout.wanted = wanted;
+        // The last order wins.
+        self.rollout.back = None;
         self.rollout.sharing = if carry { limits::SHARE_LOOKS } else { 0 };
         let which = if carry { "all sessions" } else { "new sessions" };
         let what = match choice.percent {
@@ -120,27 +152,38 @@ impl Supervisor {
             percent => format!("data path of {percent} % of {which}: {}", choice.kind.label()),
         };
         announce(&self.board, choice);
-        Ok(what)
+        what
     }
 
     /// Takes everything back to epoll, now or as soon as it can be.
     pub(super) fn roll_back(&mut self) -> Answer {
-        self.rollout.back = true;
-        self.go_on_rolling_back();
-        let when = if self.rollout.back { "as soon as a change under way is over" } else { "now" };
+        self.rollout.back = Some(sys::now());
+        if let Err(why) = self.go_on_rolling_back() {
+            let until =
+                "it is tried again every second, until it is done or another data path is ordered";
+            return Answer::Refused(vec![format!("not rolled back: {why}; {until}")]);
+        }
+        let is_due = self.rollout.back.is_some();
+        let when = if is_due { "as soon as a change under way is over" } else { "now" };
         self.done(format!("all sessions go back to epoll {when}"))
     }
 
     /// Does what [`roll_back`](Self::roll_back) could not.
-    pub(super) fn go_on_rolling_back(&mut self) {
-        if !self.rollout.back || self.fleet.is_moving() || self.is_replacing() {
-            return;
+    pub(super) fn go_on_rolling_back(&mut self) -> Result<(), String> {
+        let now = sys::now();
+        let is_due = self.rollout.back.is_some_and(|at| at <= now);
+        if !is_due || self.fleet.is_moving() || self.is_replacing() {
+            return Ok(());
         }
-        self.rollout.back = false;
         match self.set_path((DataPath::Epoll, Percent::HUNDRED), true) {
             Ok(what) => tracing::warn!(what, "rolled back"),
-            Err(error) => tracing::error!(error, "could not roll back"),
+            Err(error) => {
+                tracing::error!(error, "could not roll back: it is tried again in a second");
+                self.rollout.back = Some(now.plus_ms(limits::UPKEEP_MS));
+                return Err(error);
+            }
         }
+        Ok(())
     }
 
     /// Mends what the live sessions' share is off by, for a few seconds after an order: those that were opening can go

@@ -3,6 +3,7 @@
 mod upgrade;
 
 use super::board::Board;
+use super::closing::Closing;
 use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
@@ -35,12 +36,12 @@ pub(super) struct Supervisor {
     pub(super) fleet: Fleet,
     pub(super) ports: Vec<Port>,
     /// Ports that are to be closed once all shards have let go of them and the last connections were made.
-    closing: Vec<Closing>,
+    pub(super) closing: Vec<Closing>,
     pub(super) report: Report,
     /// The config as it was last read: what a reload is compared with.
     as_read: Config,
     file: Option<PathBuf>,
-    notify: Notify,
+    pub(super) notify: Notify,
     stage: Stage,
     /// When the shards are to be woken next.
     tick_at: Time,
@@ -78,15 +79,6 @@ pub(super) struct Parts {
     pub(super) causes: mpsc::Sender<Cause>,
     /// Whether the process before this one hands over.
     pub(super) taking: bool,
-}
-
-/// A port on its way out.
-struct Closing {
-    port: Port,
-    /// Connections that were being made are made by then.
-    until: Time,
-    /// The last config that had its listener, and the listener's index in it.
-    came_in: Option<(Arc<Snapshot>, u16)>,
 }
 
 /// How far the stop has come.
@@ -218,7 +210,8 @@ impl Supervisor {
             }
         }
         if self.stage == Stage::Running {
-            self.go_on_rolling_back();
+            // Who ordered it was told, and it is tried again.
+            let _ = self.go_on_rolling_back();
         }
     }
 
@@ -310,45 +303,57 @@ impl Supervisor {
         let mut ids = self.new_ids();
         let resize = self.prepare_resize(&config, data_path, &mut ids)?;
         let lanes = resize.as_ref().map_or_else(|| self.fleet.lanes(), |r| r.shape.lanes());
-        let opened = self.open_new(&config, lanes, &mut ids)?;
-        let mut what = vec![];
-        if let Some(wanted) = data_path {
-            let carried = self.set_path(wanted, config.carry_sessions);
-            what.push(carried.map_err(|why| vec![format!("data_path: {why}")])?);
+        let opened = self.bind_new(&config, lanes, &mut ids)?;
+        let path = data_path.map(|wanted| Ok((self.prepare_path(wanted)?, wanted))).transpose();
+        let path = path.map_err(|why: String| vec![format!("data_path: {why}")])?;
+        for (port, listener) in &opened {
+            port.update(listener).map_err(|e| vec![e.to_string()])?;
         }
+        let opened: Vec<Port> = opened.into_iter().map(|(port, _)| port).collect();
+        let next = Arc::new(Snapshot::new(config, Some(&before)));
+        let config = &next.config;
+        let mut what = vec![];
+        what.extend(path.map(|(path, wanted)| self.take_path(path, wanted, config.carry_sessions)));
         what.extend(resize.map(|resize| self.resize(resize, &config.listeners)));
-        what.extend(self.set_busy_poll(&config));
-        what.extend(self.change_listeners(&config, opened));
-        what.extend(reload::canaries(&before.config, &config));
+        what.extend(self.set_busy_poll(config));
+        what.extend(self.close_gone(config, &opened));
+        what.extend(reload::canaries(&before.config, config));
         if what.is_empty() {
             what.push("other settings changed, for new sessions".to_owned());
         }
-        self.board.snapshot.store(Arc::new(Snapshot::new(config, Some(&before))));
+        self.board.snapshot.store(Arc::clone(&next));
+        self.serve_new(opened);
         self.as_read = new;
         Ok(with_restart(what.join("; "), &at_restart))
     }
 
-    /// Opens what the new config adds or moves. Nothing is changed where one of them cannot be had.
-    fn open_new(
+    /// Binds what the new config adds or moves; nobody listens yet. Nothing is changed where one of them cannot be had.
+    fn bind_new(
         &self,
         config: &Config,
         lanes: usize,
         ids: &mut impl Ids,
-    ) -> Result<Vec<Port>, Vec<String>> {
+    ) -> Result<Vec<(Port, Listener)>, Vec<String>> {
         let is_new = |l: &&Listener| !self.ports.iter().any(|port| port.is_of(l));
         let new = config.listeners.iter().filter(is_new);
-        let (mut opened, mut faults) = (vec![], vec![]);
+        let (mut bound, mut faults) = (vec![], vec![]);
         for listener in new {
-            match Port::open(listener, lanes, vec![], ids) {
-                Ok(port) => opened.push(port),
+            match Port::bind(listener, lanes, vec![], ids) {
+                Ok(port) => bound.push((port, listener.clone())),
+                Err(e) if e.is_in_use() && self.is_closing_at(listener.bind) => {
+                    faults.push(format!(
+                        "listeners.{}.bind: Ringway is still closing a listener on {}: try again",
+                        listener.name, listener.bind
+                    ));
+                }
                 Err(e) => faults.push(e.to_string()),
             }
         }
-        if faults.is_empty() { Ok(opened) } else { Err(faults) }
+        if faults.is_empty() { Ok(bound) } else { Err(faults) }
     }
 
-    /// Lets listeners come and go. Says which, where any did.
-    fn change_listeners(&mut self, config: &Config, opened: Vec<Port>) -> Option<String> {
+    /// Lets listeners go, and updates those that stay. Says which go and which of the new ones come, where any do.
+    fn close_gone(&mut self, config: &Config, opened: &[Port]) -> Option<String> {
         let stays = |port: &Port| config.listeners.iter().any(|l| port.is_of(l));
         let (kept, gone): (Vec<_>, Vec<_>) = self.ports.drain(..).partition(stays);
         self.ports = kept;
@@ -362,42 +367,20 @@ impl Supervisor {
             ports.iter().map(|p| format!("{} on {}", p.name, p.bound)).collect()
         };
         let what = (!opened.is_empty() || !gone.is_empty())
-            .then(|| format!("listeners opened: {:?}, closed: {:?}", names(&opened), names(&gone)));
+            .then(|| format!("listeners opened: {:?}, closed: {:?}", names(opened), names(&gone)));
         for port in gone {
             self.close(port);
         }
+        what
+    }
+
+    /// Lets clients in by ports whose listeners the config in force has: who is accepted before would find none.
+    fn serve_new(&mut self, opened: Vec<Port>) {
         for port in opened {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
             self.fleet.serve(&port);
             self.keep_open(&port);
             self.ports.push(port);
-        }
-        what
-    }
-
-    fn close(&mut self, port: Port) {
-        tracing::info!(listener = %port.name, address = %port.bound, "closing");
-        port.turn_away();
-        // Nobody is to find it again.
-        self.notify.forget(&port.name);
-        self.fleet.close(&port);
-        let snapshot = self.board.snapshot.load_full();
-        let index = snapshot.listener(&port.name).and_then(|(at, _)| u16::try_from(at).ok());
-        let came_in = index.map(|index| (snapshot, index));
-        let until = sys::now().plus_ms(limits::CLOSE_AFTER_MS);
-        self.closing.push(Closing { port, until, came_in });
-    }
-
-    /// Closes the ports nobody serves any more. Clients that came in before are still served.
-    fn close_idle_ports(&mut self) {
-        let now = sys::now();
-        let fleet = &self.fleet;
-        let is_done = |c: &mut Closing| now >= c.until && !fleet.is_held(&c.port);
-        for Closing { port, came_in, .. } in self.closing.extract_if(.., is_done) {
-            let Some((snapshot, listener)) = came_in else { continue };
-            for client in port.waiting() {
-                fleet.adopt(client, &snapshot, listener);
-            }
         }
     }
 
@@ -487,7 +470,7 @@ impl Supervisor {
         for port in std::mem::take(&mut self.ports) {
             tracing::info!(listener = %port.name, address = %port.bound, "left open for the next process");
             self.fleet.close(&port);
-            self.closing.push(Closing { port, until: sys::now(), came_in: None });
+            self.closing.push(Closing::left_open(port));
         }
     }
 

@@ -27,6 +27,7 @@ mod direct;
 pub mod epoll;
 pub mod favours;
 pub mod handoff;
+pub mod listening;
 pub mod pick;
 mod pipe;
 pub mod pool;

@@ -149,21 +149,8 @@ pub(in crate::driver) fn socket(address: SocketAddr, tcp: &Tcp) -> Result<Socket
     }
 }
 
-/// Sets the options of a listening socket, for all it accepts from now on: accepted sockets inherit them.
-///
-/// # Errors
-/// What setsockopt(2) says, such as ENOENT for a congestion control the kernel does not have.
-pub fn set_options(listening: &impl AsRawFd, tcp: &Tcp) -> Result<(), Errno> {
-    set_all(listening.as_raw_fd(), tcp)
-}
-
-fn set_all(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
-    set_first(fd, tcp)?;
-    guard(fd, tcp)
-}
-
-/// The options that matter from the first byte.
-fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
+/// The options that matter from the first byte, as far as they are asked for.
+pub(in crate::driver) fn set_first(fd: i32, tcp: &Tcp) -> Result<(), Errno> {
     let (ip, socket) = (libc::IPPROTO_TCP, libc::SOL_SOCKET);
     // Urgent data is part of the stream (RFC 6093 6); without this its last byte is kept out of it, and so lost.
     set(fd, socket, libc::SO_OOBINLINE, 1)?;
@@ -216,7 +203,12 @@ pub(in crate::driver) fn set(fd: i32, level: i32, name: i32, value: u32) -> Resu
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "option values are a few bytes")]
-fn set_bytes(fd: i32, level: i32, name: i32, value: &[u8]) -> Result<(), Errno> {
+pub(in crate::driver) fn set_bytes(
+    fd: i32,
+    level: i32,
+    name: i32,
+    value: &[u8],
+) -> Result<(), Errno> {
     let len = value.len() as libc::socklen_t;
     // SAFETY: `value` outlives the call, which reads `len` bytes of it.
     check(unsafe { libc::setsockopt(fd, level, name, value.as_ptr().cast(), len) }).map(drop)
@@ -495,27 +487,6 @@ pub fn size_descriptor_table(descriptors: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The one that every kernel has, whatever its default.
-    const RENO: &str = "reno";
-
-    #[test]
-    fn both_ends_of_a_session_get_the_congestion_control() {
-        let tcp = Tcp { congestion: Some(RENO.into()), ..Tcp::PLAIN };
-        let listening = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        set_options(&listening, &tcp).unwrap();
-        let client = std::net::TcpStream::connect(listening.local_addr().unwrap()).unwrap();
-        let accepted = listening.accept().unwrap().0;
-        let towards = socket(client.local_addr().unwrap(), &tcp).unwrap();
-        // SAFETY: the descriptor was just made and nobody else has it.
-        let towards = unsafe { OwnedFd::from_raw_fd(towards.0) };
-        for end in [socket2::SockRef::from(&accepted), socket2::SockRef::from(&towards)] {
-            let shown = end.tcp_congestion().unwrap();
-            assert_eq!(shown.split(|b| *b == 0).next(), Some(RENO.as_bytes()));
-        }
-        let unknown = Tcp { congestion: Some("nosuch".into()), ..tcp };
-        assert_eq!(set_options(&listening, &unknown), Err(Errno(libc::ENOENT)));
-    }
 
     #[test]
     fn all_probes_fit_into_the_user_timeout_and_sockets_do_not_probe_together() {

@@ -41,7 +41,9 @@ impl Shape {
 }
 
 impl Session {
-    pub(super) const fn is_relaying(&self) -> bool {
+    /// Whether bytes pass: its backend answers, it is not ending, and it is not on its way elsewhere.
+    #[must_use]
+    pub const fn is_relaying(&self) -> bool {
         matches!(self.stage, Stage::Relaying)
     }
 

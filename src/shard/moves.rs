@@ -102,10 +102,13 @@ impl<D: Driver> Shard<D> {
         }
         let settling = std::mem::take(&mut self.moves.settling);
         for (key, to) in settling {
-            if self.sessions.session(key).is_some_and(|session| session.is_settling()) {
-                self.moves.settling.push((key, to));
-            } else {
-                self.parts.tally.shard.moves_failed.add(1);
+            match self.sessions.session(key) {
+                Some(session) if session.is_settling() => self.moves.settling.push((key, to)),
+                Some(session) if session.is_relaying() => {
+                    self.parts.tally.shard.moves_failed.add(1);
+                }
+                // It ended, which is no failure of the move.
+                _ => {}
             }
         }
         while self.moves.settling.len() < limits::SETTLING_MAX {

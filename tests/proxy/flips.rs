@@ -1,12 +1,14 @@
 //! The data path changes under load, and nobody notices.
 
-use crate::world::net::{Backend, Live, noise, ready, try_echo};
+use crate::world::net::{Backend, Live, connect, echo, noise, ready, try_echo};
+use crate::world::program::Program;
 use crate::world::proxy::Recipe;
-use crate::world::{has_uring, pause};
+use crate::world::{has_program, has_uring, pause, until};
 use ringway::config::DataPath;
 use ringway::control::order::{Answer, Order};
 use ringway::driver::Kind;
 use std::net::TcpStream;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
@@ -63,4 +65,34 @@ fn flip_to(proxy: &crate::world::proxy::Proxy, wanted: DataPath, live: Option<bo
         }
     }
     panic!("a change of the data path has been under way for 2 s");
+}
+
+#[test]
+fn a_roll_back_that_cannot_be_made_is_made_when_it_can() {
+    if !has_uring() || !has_program("prlimit") {
+        return;
+    }
+    let backend = Backend::echo();
+    let program = Program::start(Recipe::new(DataPath::Uring, &[backend.at]));
+    let live = connect(program.at);
+    echo(&live, b"on io_uring");
+    let limit = |descriptors: u32| {
+        let (pid, wanted) = (program.process.id().to_string(), format!("--nofile={descriptors}:"));
+        let set = Command::new("prlimit").args(["--pid", &pid, &wanted]).status().unwrap();
+        assert!(set.success());
+    };
+    // No shard can be started that needs one more.
+    limit(3);
+    program.process.signal("USR1");
+    program.process.until_said("could not roll back");
+    echo(&live, b"still on io_uring");
+    limit(1000);
+    until(5000, "nobody asks a second time", || {
+        program.metric("ringway_data_path_info", "path=\"epoll\"") == 1.0
+    });
+    echo(&live, b"on epoll");
+    echo(&connect(program.at), b"and new ones");
+    // It was not tried all the time.
+    let tries = program.process.said().matches("could not roll back").count();
+    assert!(tries <= 5, "{tries} times");
 }

@@ -25,27 +25,30 @@ pub(in crate::control) fn other(kind: Kind) -> Kind {
 }
 
 impl Fleet {
-    /// Lets the shards of `kind` accept clients of `ports`, and those of the other driver begin a share of the new
-    /// sessions; both are started if need be. Lanes that were held are forgiven where io_uring gets a part of it.
-    pub(in crate::control) fn serve_with(
-        &mut self,
-        kind: Kind,
-        share: Percent,
-        ports: &[Port],
-    ) -> io::Result<()> {
+    /// Starts what is missing for the shards of `kind` to accept clients, and for those of the other driver to begin a
+    /// share of the new sessions.
+    ///
+    /// # Errors
+    /// A shard cannot start; nothing has changed.
+    pub(in crate::control) fn provide(&mut self, kind: Kind, share: Percent) -> io::Result<()> {
         for lane in 0..self.lanes.len() {
             self.member(lane, kind)?;
             if share > Percent::ZERO {
                 self.member(lane, other(kind))?;
             }
         }
+        Ok(())
+    }
+
+    /// Lets the shards of `kind`, which are [there](Self::provide), accept clients of `ports`, and those of the other
+    /// driver begin a share of the new sessions. Lanes that were held are forgiven where io_uring gets a part of it.
+    pub(in crate::control) fn serve_with(&mut self, kind: Kind, share: Percent, ports: &[Port]) {
         self.arrange(ports, |fleet| {
             (fleet.serving, fleet.share) = (kind, share);
             if kind == Kind::Uring || share > Percent::ZERO {
                 fleet.lanes.iter_mut().for_each(|lane| lane.held = None);
             }
         });
-        Ok(())
     }
 
     /// How much of the new sessions the shards of the other driver begin.
@@ -107,7 +110,7 @@ impl Fleet {
 
     /// Tells all shards where their live sessions belong: `carry` takes them to the shards that new ones go to, else
     /// they stay.
-    pub(in crate::control) fn direct(&self, carry: bool) {
+    pub(in crate::control) fn direct(&mut self, carry: bool) {
         for lane in 0..self.lanes.len() {
             self.direct_lane(lane, carry);
         }
@@ -116,7 +119,18 @@ impl Fleet {
         }
     }
 
-    fn direct_lane(&self, lane: usize, carry: bool) {
+    fn direct_lane(&mut self, lane: usize, carry: bool) {
+        self.lanes[lane].carries = carry;
+        self.repeat(lane);
+    }
+
+    /// Tells all shards once more where their live sessions belong, for something else was said meanwhile.
+    pub(in crate::control) fn direct_again(&self) {
+        (0..self.lanes.len()).for_each(|lane| self.repeat(lane));
+    }
+
+    fn repeat(&self, lane: usize) {
+        let carry = self.lanes[lane].carries;
         let heir = self.member_of(lane, self.accepting(lane));
         for member in &self.lanes[lane].shards {
             let kind = member.entry.kind;
@@ -197,6 +211,10 @@ impl Fleet {
             }
         }
         self.introduce();
+        if let Some(lane) = lane {
+            // Whoever was to take sessions in is another now, and so is whoever failed before all were gone.
+            self.repeat(lane);
+        }
         Ok(())
     }
 

@@ -125,7 +125,7 @@ impl Supervisor {
         self.ids_left =
             self.ids_left.max(highest.unwrap_or(1)).saturating_add(limits::HANDOVER_IDS);
         let listeners = snapshot.config.listeners.iter();
-        let (data_path, percent) = self.rollout.wanted;
+        let (data_path, percent) = self.rollout.ordered();
         Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: self.board.process.load(Relaxed),
@@ -216,8 +216,9 @@ impl Supervisor {
                 "upgrade failed: this process accepts again and keeps its \
                 sessions; those that had been handed over went with the new process"
             );
-            // All stay where they are, but those whose ring misbehaves.
-            self.fleet.direct(false);
+            // They go on where they are, or on their way from before the upgrade: off a ring that misbehaves, or to
+            // another data path.
+            self.fleet.direct_again();
             self.returning.append(&mut upgrade.kept);
             self.notify.main_process(std::process::id());
             if let Some(windows) = &mut self.windows {

@@ -9,6 +9,7 @@
 
 mod check;
 mod mood;
+mod moves;
 mod mutations;
 mod plain;
 mod plan;
