@@ -283,12 +283,12 @@ impl Supervisor {
         self.notify.ready("accepting clients");
         match answer {
             Ok(what) => {
-                self.board.reloads_applied.fetch_add(1, Relaxed);
+                self.board.reloaded(true);
                 tracing::info!(what, "config reloaded");
                 self.done(what)
             }
             Err(faults) => {
-                self.board.reloads_refused.fetch_add(1, Relaxed);
+                self.board.reloaded(false);
                 for fault in &faults {
                     tracing::error!(fault, file = %path.display(), "config refused, nothing was changed");
                 }
