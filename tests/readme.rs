@@ -37,6 +37,7 @@ fn calls(lines: &str) -> Vec<Call> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let own = |i: usize| match words[i]
             .trim_start_matches("ExecStart=")
+            .trim_start_matches("ExecReload=")
             .trim_start_matches("ExecStartPre=")
         {
             "ringway" | "/usr/bin/ringway" | "target/release/ringway" => true,
