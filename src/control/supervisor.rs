@@ -224,6 +224,8 @@ impl Supervisor {
 
     pub(super) fn follow(&mut self, order: Order) -> Answer {
         if self.stage != Stage::Running {
+            // Who asked by a signal sees no answer.
+            tracing::warn!(?order, "Ringway is stopping: the order is refused");
             return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
         }
         // What changed here now, the new process would not know of; and what the one before may want back must stay.
@@ -539,7 +541,11 @@ impl Supervisor {
 
 fn ended(open: u64, cut: u64) -> Outcome {
     let by_themselves = open.saturating_sub(cut);
-    tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
+    if cut == 0 {
+        tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
+    } else {
+        tracing::warn!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
+    }
     Outcome::Stopped { open, cut }
 }
 
