@@ -262,6 +262,9 @@ impl Supervisor {
             return Answer::Unknown(format!("there is no listener `{listener}`"));
         };
         let before = found.canary_percent;
+        if found.canary.is_some() && before == percent {
+            return self.done(format!("canary of `{listener}` is {percent} % already"));
+        }
         let Some(next) = snapshot.with_canary(listener, percent) else {
             return Answer::Refused(vec![format!("listener `{listener}` has no canary pool")]);
         };

@@ -4,8 +4,9 @@ use crate::world::net::{Backend, connect, echo, free_address};
 use crate::world::proxy::Recipe;
 use crate::world::until;
 use ringway::config::DataPath;
-use ringway::control::order::Answer;
+use ringway::control::order::{Answer, Order};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::Ordering::Relaxed;
 
 crate::on_each_path!(
     listeners_come_and_go,
@@ -88,6 +89,11 @@ fn the_same_file_changes_nothing(path: DataPath) {
     assert_eq!((generation, what.as_str()), (1, "nothing changed"));
     let reformatted = format!("# a comment\n\n{}", recipe.text());
     assert_eq!(done(proxy.reload(&reformatted)).0, 1);
+    let changes = || proxy.running().board().path_changes.load(Relaxed);
+    let before = changes();
+    let what = format!("data path of new sessions is {} already", path.label());
+    assert_eq!(done(proxy.order(Order::whole_path(path, Some(false)))), (1, what));
+    assert_eq!(changes(), before);
     echo(&live, b"alive");
 }
 
