@@ -280,7 +280,8 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     counter(
         "ringway_limit_reached_total",
         &["listener", "limit"],
-        "Of the clients turned away, those a sessions_max had no place for: listener (its own) or process (of [limits]).",
+        "Of the clients turned away, those a sessions_max had no place for: listener (its own) or \
+         process (of [limits]).",
         |f, s| {
             for (listener, limit, count) in &f.no_place {
                 s.put(&[listener, limit.label()], *count as f64);
