@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+mod changes;
 pub mod favours;
 mod fleet;
 pub mod handover;

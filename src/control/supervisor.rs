@@ -3,6 +3,7 @@
 mod upgrade;
 
 use super::board::Board;
+use super::changes::{self, Settings};
 use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
@@ -39,6 +40,8 @@ pub(super) struct Supervisor {
     pub(super) report: Report,
     /// The config as it was last read: what a reload is compared with.
     as_read: Config,
+    /// What is in force of all settings: of those that wait for a restart, what this process began with.
+    in_force: Settings,
     file: Option<PathBuf>,
     notify: Notify,
     stage: Stage,
@@ -113,6 +116,7 @@ impl Supervisor {
             ports,
             closing: Vec::new(),
             report,
+            in_force: Settings::of(&as_read),
             as_read,
             file,
             notify: Notify::from_env(),
@@ -305,12 +309,13 @@ impl Supervisor {
     /// Goes over to a new config: all that can fail comes first.
     fn apply(&mut self, new: Config) -> Result<String, Vec<String>> {
         let before = self.board.snapshot.load_full();
-        let Plan { config, data_path, at_restart } =
-            reload::plan(&self.as_read, &before.config, &new);
+        let Plan { config, data_path } = reload::plan(&self.as_read, &before.config, &new);
+        let changes = changes::of_reload(&self.in_force, &before.config, &new);
         let config = within_descriptors(config, before.config.limits.sessions_max);
         if config == before.config && data_path.is_none() {
+            self.in_force.go_over(&new);
             self.as_read = new;
-            return Ok(with_restart("nothing changed".to_owned(), &at_restart));
+            return Ok(changes::told_of_nothing(&changes));
         }
         let mut ids = self.new_ids();
         let resize = self.prepare_resize(&config, data_path, &mut ids)?;
@@ -325,12 +330,10 @@ impl Supervisor {
         what.extend(self.set_busy_poll(&config));
         what.extend(self.change_listeners(&config, opened));
         what.extend(reload::canaries(&before.config, &config));
-        if what.is_empty() {
-            what.push("other settings changed, for new sessions".to_owned());
-        }
         self.board.snapshot.store(Arc::new(Snapshot::new(config, Some(&before))));
+        self.in_force.go_over(&new);
         self.as_read = new;
-        Ok(with_restart(what.join("; "), &at_restart))
+        Ok(changes::told(what, &changes))
     }
 
     /// Opens what the new config adds or moves. Nothing is changed where one of them cannot be had.
@@ -550,12 +553,4 @@ fn ended(open: u64, cut: u64) -> Outcome {
         tracing::warn!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
     }
     Outcome::Stopped { open, cut }
-}
-
-fn with_restart(what: String, at_restart: &[&str]) -> String {
-    if at_restart.is_empty() {
-        return what;
-    }
-    tracing::warn!(settings = ?at_restart, "these changes wait for a restart");
-    format!("{what}; waits for a restart: {}", at_restart.join(", "))
 }
