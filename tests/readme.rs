@@ -92,7 +92,18 @@ fn commands_exist() {
     let commands: BTreeSet<&str> = all.iter().map(|(command, _)| command.as_str()).collect();
     assert_eq!(
         commands.into_iter().collect::<Vec<_>>(),
-        ["bench", "check", "datapath", "demo", "order-engine", "probe", "run", "upgrade"]
+        [
+            "bench",
+            "check",
+            "datapath",
+            "demo",
+            "order-engine",
+            "probe",
+            "reload",
+            "run",
+            "status",
+            "upgrade"
+        ]
     );
     assert_eq!(call_faults(&all), Vec::<String>::new());
 }
@@ -100,11 +111,11 @@ fn commands_exist() {
 #[test]
 fn a_command_that_does_not_exist_is_found() {
     let named = calls(
-        "cargo run --release -- demo --for 5s\n/usr/bin/ringway check --config x\nringway prove",
+        "cargo run --release -- demo --for 5s\n/usr/bin/ringway check --fonfig x\nringway prove",
     );
     assert_eq!(named.len(), 3);
     let faults = call_faults(&named);
-    assert_eq!(faults, ["check has no option --config", "there is no command prove"]);
+    assert_eq!(faults, ["check has no option --fonfig", "there is no command prove"]);
 }
 
 #[test]
