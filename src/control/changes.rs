@@ -105,7 +105,16 @@ fn changes(
     let groups = [groups(in_force), groups(said)];
     let [come, gone] = [&groups[1] - &groups[0], &groups[0] - &groups[1]];
     for (names, what) in [(&come, "added"), (&gone, "removed")] {
-        let whole = |group: &String| change(group, what.to_owned());
+        // Its name may be that of a key, so the rules for keys do not judge it.
+        let when = |group: &str| match group.starts_with("listeners.") {
+            true => When::AtOnce,
+            false => When::NewSessions,
+        };
+        let whole = |group: &String| Change {
+            when: when(group),
+            key: group.clone(),
+            what: what.to_owned(),
+        };
         found.extend(names.iter().map(whole));
     }
     for key in keys {
@@ -319,12 +328,17 @@ mod tests {
     #[test]
     fn a_listener_or_pool_that_comes_or_goes_is_one_change() {
         let before = small("backends = [\"10.0.0.1:9000\"]", "");
-        let more = "[listeners.\"a.b\"]\nbind = \"127.0.0.1:7001\"\nstable = \"v2\"\n\
-                    [pools.v2]\nbackends = [\"10.0.0.1:9000\"]";
+        let more = "[listeners.\"a.b\"]\nbind = \"127.0.0.1:7001\"\nstable = \"spare\"\n\
+                    [pools.spare]\nbackends = [\"10.0.0.1:9000\"]";
         let after = small("backends = [\"10.0.0.1:9000\"]", more);
-        let both = |what| format!("for new sessions: listeners.\"a.b\": {what}, pools.v2: {what}");
-        assert_eq!(told(&before, &after), [both("added")]);
-        assert_eq!(told(&after, &before), [both("removed")]);
+        let both = |what| {
+            [
+                format!("at once: listeners.\"a.b\": {what}"),
+                format!("for new sessions: pools.spare: {what}"),
+            ]
+        };
+        assert_eq!(told(&before, &after), both("added"));
+        assert_eq!(told(&after, &before), both("removed"));
     }
 
     #[test]
