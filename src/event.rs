@@ -92,6 +92,24 @@ end_reasons! {
     ShardFailed = "shard_failed",
 }
 
+impl EndReason {
+    /// Whether it tells of something that somebody should look at: a backend, the network, a limit or Ringway itself.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        !matches!(
+            self,
+            Self::Finished
+                | Self::ClientReset
+                | Self::ClientLeft
+                | Self::Idle
+                | Self::HalfClosed
+                | Self::Age
+                | Self::Drained
+                | Self::Stopped
+        )
+    }
+}
+
 /// What is known of one session when it has ended: a line of the log.
 #[derive(Debug, Clone)]
 pub struct Ended {

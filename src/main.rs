@@ -22,8 +22,9 @@ use std::time::Duration;
 
 /// A TCP reverse proxy for order entry.
 ///
-/// Exit codes: 0 stopped as asked; 64 the config or the arguments are wrong; 66 the config cannot be read; 69 io_uring
-/// was asked for and is refused; 70 a bug of Ringway's; 71 the system refused something, such as a port.
+/// Exit codes: 0 stopped as asked; 64 the config or the arguments are wrong; 66 the config cannot
+/// be read; 69 io_uring was asked for and is refused; 70 a bug of Ringway's; 71 the system refused
+/// something, such as a port.
 #[derive(Parser)]
 #[command(version, verbatim_doc_comment)]
 struct Arguments {
@@ -35,27 +36,29 @@ struct Arguments {
 enum Command {
     /// Proxies clients to backends, as the config says.
     ///
-    /// SIGHUP has it read the config again; SIGTERM or SIGINT has it stop, and a second one stop at once. SIGUSR1 takes
-    /// all sessions back to epoll, SIGUSR2 upgrades to the program that is at its path now. What came of it is in the
-    /// log.
-    Run {
-        /// The config; `ringway check` says what is wrong with it.
-        #[arg(long, value_name = "FILE", default_value = CONFIG)]
-        config: PathBuf,
-    },
+    /// SIGHUP has it read the config again; SIGTERM or SIGINT has it stop, and a second one stop at
+    /// once. SIGUSR1 takes all sessions back to epoll, SIGUSR2 upgrades to the program that is at its
+    /// path now. What came of it is in the log.
+    #[command(verbatim_doc_comment)]
+    Run(Which),
     /// Says everything that is wrong with a config, or that it is good.
-    Check {
-        /// The config.
-        file: PathBuf,
-    },
-    /// Has a running Ringway start the program that is at its path now, and hand sockets and live sessions over to it.
+    Check(Which),
+    /// Has a running Ringway read its config again, and says what changed.
     ///
-    /// It is asked by the admin endpoint of the config. Without one, send it SIGUSR2: what came of it is in the log.
-    Upgrade {
-        /// The config of the running Ringway: its [admin] says where and how to ask.
-        #[arg(long, value_name = "FILE", default_value = CONFIG)]
-        config: PathBuf,
-    },
+    /// It is asked by the admin endpoint of the config. Without one, send it SIGHUP: what came of it
+    /// is in the log.
+    #[command(verbatim_doc_comment)]
+    Reload(Which),
+    /// Shows what a running Ringway does, as JSON: its process, data path, shards, listeners and pools.
+    ///
+    /// It is asked by the admin endpoint of the config.
+    Status(Which),
+    /// Has a running Ringway hand sockets and live sessions over to the program that is at its path now.
+    ///
+    /// It is asked by the admin endpoint of the config. Without one, send it SIGUSR2: what came of it
+    /// is in the log.
+    #[command(verbatim_doc_comment)]
+    Upgrade(Which),
     /// Tries what this kernel and sandbox allow, and says what to change.
     Probe {
         /// As JSON, for programs.
@@ -94,10 +97,30 @@ enum Command {
     },
     /// Measures io_uring against epoll on this machine, and says which data path to take.
     ///
-    /// Latency, turns, messages, connections, bulk and open loop, each with CPU; and idle sessions: what they cost, and
-    /// how long the first turn after a second of silence takes. In rounds, by turns. It takes a minute and a half, two
-    /// CPUs, and nothing but loopback.
+    /// Latency, turns, messages, connections, bulk and open loop, each with CPU; and idle sessions:
+    /// what they cost, and how long the first turn after a second of silence takes. In rounds, by
+    /// turns. It takes a minute and a half, two CPUs, and nothing but loopback.
+    #[command(verbatim_doc_comment)]
     Bench(Measure),
+}
+
+/// Which config, with the option or without.
+#[derive(Args)]
+struct Which {
+    /// The config; `ringway check` says what is wrong with it.
+    ///
+    /// Of a running Ringway: its [admin] says where and how to ask.
+    #[arg(long, value_name = "FILE", default_value = CONFIG, conflicts_with = "file")]
+    config: PathBuf,
+    /// The same without the option.
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl Which {
+    fn path(self) -> PathBuf {
+        self.file.unwrap_or(self.config)
+    }
 }
 
 #[derive(Args)]
@@ -141,9 +164,11 @@ fn main() -> ExitCode {
         }
     };
     match arguments.command {
-        Command::Run { config } => run(&config),
-        Command::Check { file } => check(&file),
-        Command::Upgrade { config } => give(&config, &Errand::upgrade()),
+        Command::Run(which) => run(&which.path()),
+        Command::Check(which) => check(&which.path()),
+        Command::Reload(which) => give(&which.path(), &Errand::RELOAD),
+        Command::Status(which) => give(&which.path(), &Errand::STATUS),
+        Command::Upgrade(which) => give(&which.path(), &Errand::UPGRADE),
         Command::Probe { json } => probe(json),
         Command::Datapath { path, live, new, percent, config } => {
             let live = (live || new).then_some(live);
@@ -212,7 +237,7 @@ fn follow(mut signals: Signals, running: &Running) {
 }
 
 fn check(path: &Path) -> ExitCode {
-    match read(path) {
+    match read_option(path, "") {
         Ok(config) => {
             let count =
                 |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
@@ -240,15 +265,29 @@ struct Errand {
 }
 
 impl Errand {
-    const fn upgrade() -> Self {
-        Self {
-            method: "POST",
-            endpoint: "/api/v1/upgrade",
-            body: String::new(),
-            not_done: ("not upgraded", SYSTEM),
-            instead: "send it SIGUSR2 instead",
-        }
-    }
+    const UPGRADE: Self = Self {
+        method: "POST",
+        endpoint: "/api/v1/upgrade",
+        body: String::new(),
+        not_done: ("not upgraded", SYSTEM),
+        instead: "send it SIGUSR2 instead",
+    };
+
+    const RELOAD: Self = Self {
+        method: "POST",
+        endpoint: "/api/v1/reload",
+        body: String::new(),
+        not_done: ("not reloaded", USAGE),
+        instead: "send it SIGHUP instead",
+    };
+
+    const STATUS: Self = Self {
+        method: "GET",
+        endpoint: "/api/v1/status",
+        body: String::new(),
+        not_done: ("no status", SYSTEM),
+        instead: "its log is all there is to see",
+    };
 
     /// `live`: whether the live sessions go along; `None`: as the config says.
     fn data_path(path: &str, live: Option<bool>, percent: Percent) -> Self {

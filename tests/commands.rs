@@ -68,7 +68,20 @@ fn each_way_not_to_start_has_its_line_and_its_code() {
     assert!(ran.err.contains("/nowhere/at/all.toml"), "{ran:?}");
     let ran = run(ringway(&["check", "/nowhere/at/all.toml"]), 5000);
     assert_eq!(ran.code, Some(66), "{ran:?}");
-    assert_eq!(run(ringway(&["check"]), 5000).code, Some(64));
+    let both = ["check", "a.toml", "--config", "b.toml"];
+    assert_eq!(run(ringway(&both), 5000).code, Some(64), "which of them?");
+    // Every command that wants a config takes it with the option and without, and looks at the same place by default.
+    for command in ["run", "check", "reload", "status", "upgrade"] {
+        for named in [&["/nowhere/at/all.toml"][..], &["--config", "/nowhere/at/all.toml"]] {
+            let ran = run(ringway(&[&[command], named].concat()), 5000);
+            assert_eq!((ran.code, ran.err.lines().count()), (Some(66), 1), "{ran:?}");
+        }
+        let help = run(ringway(&[command, "--help"]), 5000);
+        assert!(help.out.contains("[default: /etc/ringway/ringway.toml]"), "{help:?}");
+        assert!(help.out.lines().all(|line| line.chars().count() <= 100), "{}", help.out);
+    }
+    let help = run(ringway(&["help"]), 5000);
+    assert!(help.out.lines().all(|line| line.chars().count() <= 120), "{}", help.out);
     assert_eq!(run(ringway(&["walk"]), 5000).code, Some(64));
     assert_eq!(run(ringway(&["--version"]), 5000).code, Some(0));
 
@@ -182,6 +195,35 @@ fn a_hang_up_reloads_and_a_bad_file_is_logged_and_left() {
     echo(&live, b"alive");
     assert_eq!(program.metric("ringway_reloads_total", "outcome=\"refused\""), 1.0);
     assert_eq!(program.metric("ringway_reloads_total", "outcome=\"applied\""), 1.0);
+}
+
+#[test]
+fn a_shell_can_ask_for_a_reload_and_for_the_status() {
+    let (one, other) = (Backend::echo(), Backend::echo());
+    let (program, mut recipe) =
+        Program::start_with(Recipe::new(DataPath::Epoll, &[one.at]), ringway(&[]));
+    let file = program.file.to_str().unwrap();
+    let ask = |command| run(ringway(&[command, "--config", file]), 10_000);
+    let ran = ask("status");
+    let status: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert_eq!((ran.code, &status["process"]["pid"]), (Some(0), &program.process.id().into()));
+    assert!(ran.out.lines().count() > 20, "for people, too: {ran:?}");
+
+    recipe.backends = vec![format!("\"{}\"", other.at)];
+    std::fs::write(&program.file, recipe.text() + "[log]\nlevel = \"debug\"\n").unwrap();
+    let ran = ask("reload");
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let told = format!(
+        "for new sessions: pools.v1.backends: -{} +{}; waits for a restart: log.level: \"info\" -> \"debug\"\n",
+        one.at, other.at
+    );
+    assert_eq!(ran.out, told);
+    program.process.until_said(&format!("pools.v1.backends: -{} +{}", one.at, other.at));
+    program.process.until_said("these changes wait for a restart");
+    std::fs::write(&program.file, recipe.text().replace("retries", "x") + "\n[loq]\n").unwrap();
+    let ran = ask("reload");
+    assert_eq!(ran.code, Some(64), "{ran:?}");
+    assert!(ran.err.contains("loq: unknown key"), "who asks reads the file, too: {ran:?}");
 }
 
 /// What a session's line must say, beside the numbers that are checked by themselves.

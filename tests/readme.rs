@@ -10,6 +10,7 @@ const DEPLOY: &str = include_str!("../deploy/README.md");
 const TUNING: &str = include_str!("../deploy/tuning.md");
 const CHANGELOG: &str = include_str!("../CHANGELOG.md");
 const METRICS: &str = include_str!("../deploy/metrics.md");
+const ALERTS: &str = include_str!("../deploy/prometheus-rules.yml");
 const UNIT: &str = include_str!("../deploy/systemd/ringway.service");
 const DOCKERFILE: &str = include_str!("../Dockerfile");
 
@@ -36,6 +37,7 @@ fn calls(lines: &str) -> Vec<Call> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let own = |i: usize| match words[i]
             .trim_start_matches("ExecStart=")
+            .trim_start_matches("ExecReload=")
             .trim_start_matches("ExecStartPre=")
         {
             "ringway" | "/usr/bin/ringway" | "target/release/ringway" => true,
@@ -90,7 +92,18 @@ fn commands_exist() {
     let commands: BTreeSet<&str> = all.iter().map(|(command, _)| command.as_str()).collect();
     assert_eq!(
         commands.into_iter().collect::<Vec<_>>(),
-        ["bench", "check", "datapath", "demo", "order-engine", "probe", "run", "upgrade"]
+        [
+            "bench",
+            "check",
+            "datapath",
+            "demo",
+            "order-engine",
+            "probe",
+            "reload",
+            "run",
+            "status",
+            "upgrade"
+        ]
     );
     assert_eq!(call_faults(&all), Vec::<String>::new());
 }
@@ -98,11 +111,11 @@ fn commands_exist() {
 #[test]
 fn a_command_that_does_not_exist_is_found() {
     let named = calls(
-        "cargo run --release -- demo --for 5s\n/usr/bin/ringway check --config x\nringway prove",
+        "cargo run --release -- demo --for 5s\n/usr/bin/ringway check --fonfig x\nringway prove",
     );
     assert_eq!(named.len(), 3);
     let faults = call_faults(&named);
-    assert_eq!(faults, ["check has no option --config", "there is no command prove"]);
+    assert_eq!(faults, ["check has no option --fonfig", "there is no command prove"]);
 }
 
 #[test]
@@ -127,6 +140,53 @@ fn metrics_exist() {
     assert!(named.len() >= 5);
     assert_eq!(named.difference(&known).collect::<Vec<_>>(), Vec::<&&str>::new());
     assert_eq!(metrics("`ringway_no_such_total` grows").difference(&known).count(), 1);
+}
+
+/// What alerts ask for that is not shown: metrics, and labels and reasons they are chosen by.
+fn alert_faults(alerts: &str) -> Vec<String> {
+    let rows: BTreeMap<&str, &str> =
+        METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | ")).collect();
+    let reasons: Vec<&str> = ringway::event::EndReason::ALL.iter().map(|why| why.label()).collect();
+    let mut faults = Vec::new();
+    for (at, _) in alerts.match_indices("ringway_") {
+        let rest = &alerts[at..];
+        let name = rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next();
+        let name = name.unwrap_or_default();
+        let Some(labels) = rows.get(name).and_then(|row| row.split(" | ").nth(1)) else {
+            faults.push(format!("there is no metric {name}"));
+            continue;
+        };
+        let chosen = rest[name.len()..].strip_prefix('{').and_then(|more| more.split('}').next());
+        for part in chosen.into_iter().flat_map(|chosen| chosen.split(',')) {
+            let (label, values) = part.split_once('=').expect("a label has a value");
+            if !labels.split(", ").any(|known| known == label.trim()) {
+                faults.push(format!("{name} has no label {label}"));
+            }
+            let values = values.trim_matches(['~', '"']).split('|');
+            let unknown =
+                values.filter(|value| label.trim() == "reason" && !reasons.contains(value));
+            faults.extend(unknown.map(|value| format!("no session ends with {value}")));
+        }
+    }
+    faults
+}
+
+#[test]
+fn the_alerts_ask_for_what_is_shown() {
+    assert!(ALERTS.matches("- alert: ").count() >= 8);
+    assert!(ALERTS.contains("absent(up{"), "a dead process shows nothing else");
+    assert_eq!(alert_faults(ALERTS), Vec::<String>::new());
+    let bad = "rate(ringway_no_such_total[1m]) or ringway_reloads_total{why=\"refused\"} \
+               or ringway_sessions_ended_total{reason=~\"idle|bored\"}";
+    let faults = alert_faults(bad);
+    assert_eq!(
+        faults,
+        [
+            "there is no metric ringway_no_such_total",
+            "ringway_reloads_total has no label why",
+            "no session ends with bored"
+        ]
+    );
 }
 
 /// Relative links that lead nowhere: no such file, or no such heading in it.

@@ -1,4 +1,4 @@
-//! The other end of the admin endpoint: what `ringway datapath` and `ringway upgrade` ask a running Ringway with.
+//! The other end of the admin endpoint: what `ringway status`, `reload`, `datapath` and `upgrade` ask with.
 
 use crate::config::{Admin, limits};
 use std::io::{Read as _, Write as _};
@@ -46,7 +46,8 @@ pub fn ask(admin: &Admin, method: &str, path: &str, body: &str) -> Result<(u16, 
     Ok((status, body.to_owned()))
 }
 
-/// What an answer to an order says in words, or the errors it names; as it is where it is none of Ringway's.
+/// What an answer to an order says in words, or the errors it names; what it shows where it is about no order, a line
+/// for each thing; as it is where it is none of Ringway's.
 #[must_use]
 pub fn sentences(body: &str) -> String {
     let answer: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
@@ -55,7 +56,11 @@ pub fn sentences(body: &str) -> String {
     }
     let errors = answer["errors"].as_array().into_iter().flatten();
     let errors: Vec<&str> = errors.filter_map(serde_json::Value::as_str).collect();
-    if errors.is_empty() { body.trim_end().to_owned() } else { errors.join("; ") }
+    if !errors.is_empty() {
+        return errors.join("; ");
+    }
+    let shown = answer.is_object().then(|| serde_json::to_string_pretty(&answer).ok()).flatten();
+    shown.unwrap_or_else(|| body.trim_end().to_owned())
 }
 
 /// Where an endpoint that listens on every address can be asked from its own machine.
@@ -112,6 +117,7 @@ mod tests {
         assert!(status >= 400, "{status}");
         assert_eq!(sentences(&said), "one; two");
         assert_eq!(sentences("no json\n"), "no json");
+        assert_eq!(sentences("{\"ready\":true}"), "{\n  \"ready\": true\n}");
     }
 
     #[test]

@@ -327,7 +327,8 @@ impl WrittenPool {
                 "retries",
                 2,
                 0..=limits::RETRIES_MAX,
-                "further attempts, at other backends, after one failed",
+                "further attempts after one failed, at backends not tried yet; where all were, at any, so a pool of \
+                 one is asked again; a client waits for up to 1 + retries times connect_ms",
             ),
             spare: s.number(
                 "spare",

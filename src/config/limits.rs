@@ -72,6 +72,10 @@ pub const SPARE_SHORT_MS: u64 = 5000;
 pub const SPARE_DESCRIPTORS_PART: u64 = 4;
 /// Bytes of a config file.
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
+/// Changes that the answer to a reload names.
+pub const CHANGES_SHOWN: usize = 50;
+/// Characters of a value that it names.
+pub const CHANGE_CHARS_MAX: usize = 80;
 /// Characters of a name.
 pub const NAME_CHARS_MAX: usize = 64;
 

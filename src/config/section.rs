@@ -18,6 +18,8 @@ pub struct Setting {
     pub key: String,
     /// The default as TOML text, such as `"auto"`. `None`: the key is required.
     pub default: Option<String>,
+    /// What the file says, as TOML text. `None` where it says nothing, and of a secret.
+    pub value: Option<String>,
     /// What it must be and what it means: `1..=65535 (how many clients may wait to be accepted)`.
     pub rule: String,
 }
@@ -122,7 +124,8 @@ impl Section<'_> {
             }
             _ => {}
         }
-        self.report.settings.push(Setting { key: path, default, rule });
+        let value = value.as_ref().map(written);
+        self.report.settings.push(Setting { key: path, default, value, rule });
         read
     }
 
@@ -199,6 +202,9 @@ impl Section<'_> {
         let text = self.text(key, "", domain, meaning, read);
         for fault in &mut self.report.faults[faults..] {
             fault.value = "(hidden)".into();
+        }
+        if let Some(setting) = self.report.settings.last_mut() {
+            setting.value = None;
         }
         text.unwrap_or_default()
     }
@@ -353,6 +359,14 @@ impl Section<'_> {
             found.push(Section::read(path, table, self.report, |item| read(at, item)));
         }
         found
+    }
+}
+
+/// A value as its default would be written: `25.0` is `25`.
+fn written(value: &Value) -> String {
+    match value {
+        Value::Float(number) => number.to_string(),
+        other => other.to_string(),
     }
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What everybody may look at.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Board {
     pub reloads_applied: AtomicU64,
     /// Reloads that were refused.
     pub reloads_refused: AtomicU64,
+    /// Whether the last reload was applied, and when a config was last taken up, in seconds since 1970.
+    config_taken: (AtomicBool, AtomicU64),
     /// Changes of the data path, whoever asked for them.
     pub path_changes: AtomicU64,
     /// Shards that went back to epoll because their ring misbehaved, by the number of the [`Fault`].
@@ -151,6 +154,7 @@ impl Board {
             ready: AtomicBool::new(false),
             reloads_applied: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
+            config_taken: (AtomicBool::new(true), AtomicU64::new(calendar_s())),
             path_changes: AtomicU64::new(0),
             rollbacks: Default::default(),
             rolled_back: Mutex::default(),
@@ -218,6 +222,23 @@ impl Board {
         let inherited = self.inherited.load();
         let shards = inherited.iter().flat_map(|totals| &totals.shards);
         shards.map(|shard| shard.tally.sessions.get()).sum()
+    }
+
+    /// A reload came to its end.
+    pub(crate) fn reloaded(&self, applied: bool) {
+        let count = if applied { &self.reloads_applied } else { &self.reloads_refused };
+        count.fetch_add(1, Relaxed);
+        self.config_taken.0.store(applied, Relaxed);
+        if applied {
+            self.config_taken.1.store(calendar_s(), Relaxed);
+        }
+    }
+
+    /// Whether the last reload was applied (yes before the first), and when a config was last taken up, in seconds
+    /// since 1970.
+    #[must_use]
+    pub fn config_taken(&self) -> (bool, u64) {
+        (self.config_taken.0.load(Relaxed), self.config_taken.1.load(Relaxed))
     }
 
     /// Adds a shard that went back to epoll.
@@ -289,6 +310,12 @@ impl Board {
             pools: pools_of(&snapshot, &shards),
         }
     }
+}
+
+/// Seconds since 1970.
+fn calendar_s() -> u64 {
+    // A clock before 1970 is set wrong, and 0 says so.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The answer to `GET /api/v1/status`.

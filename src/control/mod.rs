@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod board;
+mod changes;
 mod closing;
 pub mod favours;
 mod fleet;

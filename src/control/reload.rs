@@ -9,8 +9,6 @@ pub(super) struct Plan {
     pub(super) config: Config,
     /// Where the file's data path or its share changed.
     pub(super) data_path: Option<(DataPath, Percent)>,
-    /// Settings whose change waits for a restart.
-    pub(super) at_restart: Vec<&'static str>,
 }
 
 /// Compares. `file` is the config as it was last read, `running` what is in force, `new` what was just read.
@@ -33,28 +31,15 @@ pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
     }
     let of = |c: &Config| (c.data_path, c.data_path_percent);
     let data_path = (of(file) != of(new)).then_some(of(new));
-    let mut at_restart = Vec::new();
     let favours = |c: &Config| (c.shards.napi_busy_poll_us, c.shards.fifo_priority, c.shards.steer);
-    if favours(running) != favours(new) {
-        at_restart.push("shards.napi_busy_poll_us, shards.fifo_priority and shards.steer");
-    }
-    let buffers = |c: &Config| (c.limits.buffer_bytes, c.limits.buffers_per_shard);
-    if buffers(running) != buffers(new) {
-        at_restart.push("limits.buffer_bytes and limits.buffers_per_shard");
-    }
-    if running.admin != new.admin {
-        at_restart.push("admin");
-    }
-    if (running.log.format, running.log.level) != (new.log.format, new.log.level) {
-        at_restart.push("log.format and log.level");
-    }
+    // What waits for a restart stays as it is: `changes` names it.
     let shards = &mut config.shards;
     (shards.napi_busy_poll_us, shards.fifo_priority, shards.steer) = favours(running);
     config.admin.clone_from(&running.admin);
     (config.log.format, config.log.level) = (running.log.format, running.log.level);
     config.limits.buffer_bytes = running.limits.buffer_bytes;
     config.limits.buffers_per_shard = running.limits.buffers_per_shard;
-    Plan { config, data_path, at_restart }
+    Plan { config, data_path }
 }
 
 /// What becomes of the canary percents, a sentence for each listener whose share changes.
@@ -121,15 +106,14 @@ mod tests {
         let more = "[shards]\ncount = 7\npin = false\ncpus = \"0\"\nbusy_poll_us = 3";
         let new = config("auto", "5", more);
         let plan = plan(&file, &file, &new);
-        assert_eq!((plan.at_restart, plan.config.shards), (vec![], new.shards));
+        assert_eq!(plan.config.shards, new.shards);
     }
 
     #[test]
-    fn what_cannot_change_now_is_named_and_kept() {
+    fn what_cannot_change_now_is_kept() {
         let file = config("auto", "5", "");
         let new = config("auto", "5", "[limits]\nbuffer_bytes = 4096\n[log]\nlevel = \"debug\"");
         let plan = plan(&file, &file, &new);
-        assert_eq!(plan.at_restart.len(), 2, "{:?}", plan.at_restart);
         assert_eq!(plan.config.log.level, file.log.level);
         assert_eq!(plan.config.limits.buffer_bytes, file.limits.buffer_bytes);
     }

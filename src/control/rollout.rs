@@ -140,12 +140,16 @@ impl Supervisor {
             self.board.path_changes.fetch_add(1, Relaxed);
         }
         self.fleet.direct(carry);
-        self.rollout.wanted = wanted;
+        let was = (std::mem::replace(&mut self.rollout.wanted, wanted), choice.share);
         // The last order wins.
         self.rollout.back = None;
         self.rollout.sharing = if carry { limits::SHARE_LOOKS } else { 0 };
         let which = if carry { "all sessions" } else { "new sessions" };
         let what = match choice.percent {
+            // The live ones may still be on their way.
+            Percent::HUNDRED if !hands_over && was == (wanted, share) => {
+                format!("data path of {which} is {} already", before.label())
+            }
             Percent::HUNDRED => {
                 format!("data path of {which}: {} -> {}", before.label(), choice.kind.label())
             }

@@ -3,6 +3,7 @@
 mod upgrade;
 
 use super::board::Board;
+use super::changes::{self, Settings};
 use super::closing::Closing;
 use super::fleet::Fleet;
 use super::notify::Notify;
@@ -40,6 +41,8 @@ pub(super) struct Supervisor {
     pub(super) report: Report,
     /// The config as it was last read: what a reload is compared with.
     as_read: Config,
+    /// What is in force of all settings: of those that wait for a restart, what this process began with.
+    in_force: Settings,
     file: Option<PathBuf>,
     pub(super) notify: Notify,
     stage: Stage,
@@ -105,6 +108,7 @@ impl Supervisor {
             ports,
             closing: Vec::new(),
             report,
+            in_force: Settings::of(&as_read),
             as_read,
             file,
             notify: Notify::from_env(),
@@ -217,6 +221,8 @@ impl Supervisor {
 
     pub(super) fn follow(&mut self, order: Order) -> Answer {
         if self.stage != Stage::Running {
+            // Who asked by a signal sees no answer.
+            tracing::warn!(?order, "Ringway is stopping: the order is refused");
             return Answer::Refused(vec!["Ringway is stopping".to_owned()]);
         }
         // What changed here now, the new process would not know of; and what the one before may want back must stay.
@@ -253,6 +259,9 @@ impl Supervisor {
             return Answer::Unknown(format!("there is no listener `{listener}`"));
         };
         let before = found.canary_percent;
+        if found.canary.is_some() && before == percent {
+            return self.done(format!("canary of `{listener}` is {percent} % already"));
+        }
         let Some(next) = snapshot.with_canary(listener, percent) else {
             return Answer::Refused(vec![format!("listener `{listener}` has no canary pool")]);
         };
@@ -276,12 +285,12 @@ impl Supervisor {
         self.notify.ready("accepting clients");
         match answer {
             Ok(what) => {
-                self.board.reloads_applied.fetch_add(1, Relaxed);
+                self.board.reloaded(true);
                 tracing::info!(what, "config reloaded");
                 self.done(what)
             }
             Err(faults) => {
-                self.board.reloads_refused.fetch_add(1, Relaxed);
+                self.board.reloaded(false);
                 for fault in &faults {
                     tracing::error!(fault, file = %path.display(), "config refused, nothing was changed");
                 }
@@ -293,12 +302,13 @@ impl Supervisor {
     /// Goes over to a new config: all that can fail comes first.
     fn apply(&mut self, new: Config) -> Result<String, Vec<String>> {
         let before = self.board.snapshot.load_full();
-        let Plan { config, data_path, at_restart } =
-            reload::plan(&self.as_read, &before.config, &new);
+        let Plan { config, data_path } = reload::plan(&self.as_read, &before.config, &new);
+        let changes = changes::of_reload(&self.in_force, &before.config, &new);
         let config = within_descriptors(config, before.config.limits.sessions_max);
         if config == before.config && data_path.is_none() {
+            self.in_force.go_over(&new);
             self.as_read = new;
-            return Ok(with_restart("nothing changed".to_owned(), &at_restart));
+            return Ok(changes::told_of_nothing(&changes));
         }
         let mut ids = self.new_ids();
         let resize = self.prepare_resize(&config, data_path, &mut ids)?;
@@ -318,13 +328,11 @@ impl Supervisor {
         what.extend(self.set_busy_poll(config));
         what.extend(self.close_gone(config, &opened));
         what.extend(reload::canaries(&before.config, config));
-        if what.is_empty() {
-            what.push("other settings changed, for new sessions".to_owned());
-        }
         self.board.snapshot.store(Arc::clone(&next));
         self.serve_new(opened);
+        self.in_force.go_over(&new);
         self.as_read = new;
-        Ok(with_restart(what.join("; "), &at_restart))
+        Ok(changes::told(what, &changes))
     }
 
     /// Binds what the new config adds or moves; nobody listens yet. Nothing is changed where one of them cannot be had.
@@ -527,14 +535,10 @@ impl Supervisor {
 
 fn ended(open: u64, cut: u64) -> Outcome {
     let by_themselves = open.saturating_sub(cut);
-    tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
-    Outcome::Stopped { open, cut }
-}
-
-fn with_restart(what: String, at_restart: &[&str]) -> String {
-    if at_restart.is_empty() {
-        return what;
+    if cut == 0 {
+        tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
+    } else {
+        tracing::warn!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
     }
-    tracing::warn!(settings = ?at_restart, "these changes wait for a restart");
-    format!("{what}; waits for a restart: {}", at_restart.join(", "))
+    Outcome::Stopped { open, cut }
 }

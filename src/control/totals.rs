@@ -4,6 +4,7 @@
 use super::board::Board;
 use crate::event::{Arm, EndReason};
 use crate::policy::health::Fault;
+use crate::policy::snapshot::Limit;
 use crate::tally::{Histogram, Named, RouteName, RouteTally, ShardTally};
 use crate::wire::handover::{self as wire, RouteTotals, ShardTotals, Spread};
 use std::collections::BTreeMap;
@@ -52,6 +53,9 @@ impl Totals {
         }
         for (fault, count) in Fault::ALL.into_iter().zip(&board.rollbacks) {
             totals.counts.insert(rollbacks_name(fault), count.load(Relaxed));
+        }
+        for (name, limit, count) in board.snapshot.load().no_place() {
+            totals.counts.insert(no_place_name(name, limit), count);
         }
         for shard in board.shards() {
             totals.add_shard(shard.id, shard.kind.label(), &shard.tally.shard);
@@ -172,6 +176,12 @@ impl Totals {
 #[must_use]
 pub fn rollbacks_name(fault: Fault) -> String {
     format!("rollbacks_{}", fault.label())
+}
+
+/// The name of the count of clients that this limit had no place for at a listener.
+#[must_use]
+pub fn no_place_name(listener: &str, limit: Limit) -> String {
+    format!("no_place_{}:{listener}", limit.label())
 }
 
 fn named(counts: &[Named<'_>]) -> BTreeMap<String, u64> {

@@ -9,7 +9,7 @@ use crate::config::{Backend, Config, Listener, Name, Percent, Pool};
 use crate::event::Arm;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 /// One config made ready for shards.
 #[derive(Debug)]
@@ -31,6 +31,31 @@ pub struct Snapshot {
 struct Entrance {
     split: Split,
     sessions: AtomicU32,
+    /// Clients there was no place for, by [`Limit`].
+    no_place: [AtomicU64; Limit::ALL.len()],
+}
+
+/// Which limit of sessions had no place for a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// `limits.sessions_max`.
+    Process,
+    /// The listener's own `sessions_max`.
+    Listener,
+}
+
+impl Limit {
+    /// Both, in the order of their numbers, which is that in which they are asked.
+    pub const ALL: [Self; 2] = [Self::Process, Self::Listener];
+
+    /// The word used in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Process => "process",
+            Self::Listener => "listener",
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -116,10 +141,20 @@ impl Snapshot {
                 for (count, _) in &limits[..=taken] {
                     count.fetch_sub(1, Relaxed);
                 }
+                self.listeners[listener].no_place[taken].fetch_add(1, Relaxed);
                 return false;
             }
         }
         true
+    }
+
+    /// How many clients each listener had no place for, and which limit said so.
+    pub fn no_place(&self) -> impl Iterator<Item = (&Name, Limit, u64)> {
+        let listeners = self.config.listeners.iter().zip(&self.listeners);
+        listeners.flat_map(|(listener, entrance)| {
+            let counts = Limit::ALL.into_iter().zip(&entrance.no_place);
+            counts.map(|(limit, count)| (&listener.name, limit, count.load(Relaxed)))
+        })
     }
 
     /// Gives the place of an ended session back.

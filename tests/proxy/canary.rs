@@ -47,7 +47,9 @@ fn an_operators_percent_outlives_a_reload_of_something_else(path: DataPath) {
     let percent = || proxy.running().board().snapshot.load().config.listeners[0].canary_percent;
     let order =
         Order::Canary { listener: "orders".into(), percent: Percent::from_f64(50.0).unwrap() };
-    assert!(matches!(proxy.order(order), Answer::Done { .. }));
+    let Answer::Done { generation, .. } = proxy.order(order.clone()) else { panic!("it is done") };
+    let what = "canary of `orders` is 50.00 % already".to_owned();
+    assert_eq!(proxy.order(order), Answer::Done { generation, what });
     let answer = proxy.reload(&recipe("5").more("[timeouts]\nidle_ms = 60_000").text());
     assert!(matches!(answer, Answer::Done { .. }), "{answer:?}");
     assert_eq!(percent().as_f64(), 50.0);

@@ -4,8 +4,9 @@ use crate::world::net::{Backend, connect, echo, free_address};
 use crate::world::proxy::Recipe;
 use crate::world::until;
 use ringway::config::DataPath;
-use ringway::control::order::Answer;
+use ringway::control::order::{Answer, Order};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::Ordering::Relaxed;
 
 crate::on_each_path!(
     listeners_come_and_go,
@@ -88,6 +89,11 @@ fn the_same_file_changes_nothing(path: DataPath) {
     assert_eq!((generation, what.as_str()), (1, "nothing changed"));
     let reformatted = format!("# a comment\n\n{}", recipe.text());
     assert_eq!(done(proxy.reload(&reformatted)).0, 1);
+    let changes = || proxy.running().board().path_changes.load(Relaxed);
+    let before = changes();
+    let what = format!("data path of new sessions is {} already", path.label());
+    assert_eq!(done(proxy.order(Order::whole_path(path, Some(false)))), (1, what));
+    assert_eq!(changes(), before);
     echo(&live, b"alive");
 }
 
@@ -97,7 +103,21 @@ fn new_sessions_go_to_the_new_backends(path: DataPath) {
     let live: Vec<_> = (0..20).map(|_| connect(proxy.at)).collect();
     live.iter().for_each(|client| echo(client, b"before"));
     let swapped = Recipe::new(path, &[new.at]).shards(2);
-    assert_eq!(done(proxy.reload(&swapped.text())).0, 2);
+    let told = format!("for new sessions: pools.v1.backends: -{} +{}", old.at, new.at);
+    assert_eq!(done(proxy.reload(&swapped.text())), (2, told));
+    let waits =
+        done(proxy.reload(&swapped.clone().each_shard("fifo_priority = 9\npin = false").text()));
+    let told = "nothing changed; waits for a restart: shards.fifo_priority: 0 -> 9";
+    assert_eq!(waits, (2, told.to_owned()), "and it is in force nowhere");
+    let again =
+        done(proxy.reload(&swapped.clone().each_shard("fifo_priority = 9\npin = false").text()));
+    assert_eq!(again, waits, "until it is restarted or taken back");
+    assert_eq!(done(proxy.reload(&swapped.text())), (2, "nothing changed".to_owned()));
+    let unused = swapped.clone().listener("[listeners.orders.timeouts]\nidle_ms = 60_000");
+    assert_eq!(done(proxy.reload(&unused.clone().text())).0, 3);
+    let (generation, what) = done(proxy.reload(&unused.more("[timeouts]\nidle_ms = 5").text()));
+    let told = "nothing changed in effect; for new sessions: timeouts.idle_ms: 0 -> 5";
+    assert_eq!((generation, what.as_str()), (3, told));
     for _ in 0..20 {
         echo(&connect(proxy.at), b"new");
     }

@@ -54,6 +54,8 @@ fn the_drain_deadline_ends_the_rest(path: DataPath) {
     sessions.iter().for_each(|client| echo(client, b"before"));
     let began = Instant::now();
     program.process.signal("TERM");
+    until(400, "it is not ready", || program.get("/readyz").0 == 503);
+    program.process.signal("HUP");
     for client in &sessions {
         assert_eq!(read_all(client), (vec![], End::Eof));
     }
@@ -62,6 +64,8 @@ fn the_drain_deadline_ends_the_rest(path: DataPath) {
     let said = program.process.said();
     assert_eq!(said.matches("why=\"drained\"").count(), 5, "{said}");
     assert!(said.contains("sessions=5 ended_by_themselves=0 cut=5"), "{said}");
+    let warned = |of: &str| said.lines().any(|line| line.contains("WARN") && line.contains(of));
+    assert!(warned("cut=5") && warned("Ringway is stopping: the order is refused"), "{said}");
 }
 
 fn a_second_signal_ends_everything_now(path: DataPath) {

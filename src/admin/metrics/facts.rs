@@ -1,12 +1,14 @@
 //! What one scrape reads: taken once, so that each lock is held once and each number is read once.
 
 use super::process::Process;
+use crate::config::Name;
 use crate::control::board::{Board, PathChoice};
-use crate::control::totals::{ShardTotal, Totals, rollbacks_name};
-use crate::event::EndReason;
+use crate::control::totals::{ShardTotal, Totals, no_place_name, rollbacks_name};
+use crate::event::{Arm, EndReason};
 use crate::policy::health::Fault;
-use crate::policy::snapshot::Snapshot;
+use crate::policy::snapshot::{Limit, Snapshot};
 use crate::tally::{Histogram, RouteName, RouteTally};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -17,6 +19,10 @@ pub(super) struct Facts {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) reloads_applied: u64,
     pub(super) reloads_refused: u64,
+    /// Whether the last reload was applied, and when a config was last taken up, in seconds of the calendar.
+    pub(super) config_taken: (bool, u64),
+    /// Clients that found no place: by listener and which limit said so.
+    pub(super) no_place: Vec<(Name, Limit, u64)>,
     pub(super) path_seen: [Option<f64>; 2],
     pub(super) path_changes: u64,
     pub(super) rollbacks: [u64; Fault::ALL.len()],
@@ -39,15 +45,17 @@ impl Facts {
     pub(super) fn read(board: &Board) -> Self {
         let totals = Totals::of(board);
         let path = board.path.load_full();
+        let snapshot = board.snapshot.load_full();
         Self {
             ready: board.ready.load(Relaxed),
             path_seen: path.as_ref().map_or([None; 2], |path| board.seen(path)),
             path,
             rollbacks: Fault::ALL.map(|fault| totals.count(&rollbacks_name(fault))),
             rebalanced: totals.count("rebalanced"),
-            snapshot: board.snapshot.load_full(),
             reloads_applied: totals.count("reloads_applied"),
             reloads_refused: totals.count("reloads_refused"),
+            config_taken: board.config_taken(),
+            no_place: no_place(&snapshot, &totals),
             path_changes: totals.count("path_changes"),
             shard_panics: totals.count("shard_panics"),
             journal_written: totals.count("journal_written"),
@@ -55,21 +63,61 @@ impl Facts {
             upgrades_failed: totals.count("upgrades_failed"),
             generation: board.process.load(Relaxed),
             sessions_to_come: board.sessions_to_come(),
-            routes: totals.routes.iter().map(Route::of).collect(),
+            routes: routes(&snapshot, &totals),
+            snapshot,
             shards: totals.shards,
             process: Process::read(),
         }
     }
 
-    /// Which reasons any session has ended with: the others would be rows of 0 for each route.
-    pub(super) fn reasons_seen(&self) -> impl Iterator<Item = (usize, &'static str)> + '_ {
-        let all = EndReason::ALL.iter().map(|reason| reason.label()).enumerate();
-        all.filter(|&(at, _)| self.routes.iter().any(|route| route.ended[at] > 0))
+    /// Which reasons are shown: faults always, for a growth from nothing is seen only where a 0 was shown before; of
+    /// the others those any session has ended with, for the rest would be rows of 0 for each route.
+    pub(super) fn reasons_shown(&self) -> impl Iterator<Item = (usize, &'static str)> + '_ {
+        let all = EndReason::ALL.iter().enumerate();
+        let shown = all.filter(|(at, reason)| {
+            reason.is_fault() || self.routes.iter().any(|route| route.ended[*at] > 0)
+        });
+        shown.map(|(at, reason)| (at, reason.label()))
     }
+}
+
+/// All routes sessions have taken, and those of the config in force that none has yet.
+fn routes(snapshot: &Snapshot, totals: &Totals) -> Vec<Route> {
+    let config = &snapshot.config;
+    let mut unmet = BTreeSet::new();
+    for listener in &config.listeners {
+        let arms = [(Arm::Stable, Some(listener.stable)), (Arm::Canary, listener.canary)];
+        for (arm, pool) in arms.into_iter().filter_map(|(arm, pool)| Some((arm, pool?))) {
+            let pool = &config.pools[pool];
+            // Without a backend: the route of sessions that end before one is chosen.
+            let names = pool.backends.iter().map(|backend| Name::clone(&backend.name));
+            for backend in names.chain([Name::from("")]) {
+                let (listener, pool) = (Name::clone(&listener.name), Name::clone(&pool.name));
+                unmet.insert(RouteName { listener, arm, pool, backend });
+            }
+        }
+    }
+    for route in &totals.routes {
+        unmet.remove(&route.name);
+    }
+    let unmet =
+        unmet.into_iter().map(|name| Route { met: false, ..Route::of(&RouteTally::new(name)) });
+    let mut routes: Vec<Route> = totals.routes.iter().map(Route::of).chain(unmet).collect();
+    routes.sort_by(|a, b| a.name.cmp(&b.name));
+    routes
+}
+
+/// Of the listeners there are, in this process and those before it.
+fn no_place(snapshot: &Snapshot, totals: &Totals) -> Vec<(Name, Limit, u64)> {
+    let own = snapshot.no_place();
+    let before = |name: &Name, limit| totals.count(&no_place_name(name, limit));
+    own.map(|(name, limit, _)| (Name::clone(name), limit, before(name, limit))).collect()
 }
 
 /// One route, all shards together.
 pub(super) struct Route {
+    /// Whether any session took it. Where none did, its histograms are not shown: they would be most of the page.
+    pub(super) met: bool,
     pub(super) name: RouteName,
     pub(super) opened: u64,
     pub(super) open: u64,
@@ -103,6 +151,7 @@ impl Route {
         let mut ended = [0; EndReason::ALL.len()];
         ended.iter_mut().zip(&all.ended).for_each(|(n, count)| *n = count.get());
         Self {
+            met: true,
             name: all.name.clone(),
             opened: all.opened.get(),
             open: all.open.get(),

@@ -87,7 +87,7 @@ impl Samples {
 
     /// One histogram a route.
     fn spreads(&mut self, facts: &Facts, spread: impl Fn(&Route) -> &Spread) {
-        for route in &facts.routes {
+        for route in facts.routes.iter().filter(|route| route.met) {
             self.put_spread(&route.labels(), spread(route));
         }
     }

@@ -9,6 +9,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(super) struct Process {
     pub(super) resident_bytes: Option<u64>,
     pub(super) open_fds: Option<u64>,
+    pub(super) max_fds: Option<u64>,
+    pub(super) start_seconds: Option<f64>,
     pub(super) cpu_seconds: Option<f64>,
     pub(super) iou_workers: Option<u64>,
 }
@@ -17,10 +19,13 @@ impl Process {
     /// Reads them.
     pub(super) fn read() -> Self {
         let text = |path: &str| fs::read_to_string(path).ok();
+        let stat = text("/proc/self/stat");
         Self {
             resident_bytes: text("/proc/self/status").and_then(|s| resident_bytes(&s)),
             open_fds: open_fds(),
-            cpu_seconds: text("/proc/self/stat").and_then(|s| cpu_seconds(&s)),
+            max_fds: text("/proc/self/limits").and_then(|s| max_fds(&s)),
+            start_seconds: stat.as_ref().and_then(|own| start_seconds(own, &text("/proc/stat")?)),
+            cpu_seconds: stat.and_then(|s| cpu_seconds(&s)),
             iou_workers: iou_workers(),
         }
     }
@@ -37,6 +42,20 @@ fn cpu_seconds(stat: &str) -> Option<f64> {
     let (_, fields) = stat.rsplit_once(')')?;
     let mut ticks = fields.split_ascii_whitespace().skip(11).map(|n| n.parse::<u64>().ok());
     Some((ticks.next()?? + ticks.next()??) as f64 / TICKS_PER_SECOND)
+}
+
+/// The soft limit, which is the one that holds.
+fn max_fds(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// Ticks from the machine's start to the process's (field 22), and when the machine started.
+fn start_seconds(stat: &str, machine: &str) -> Option<f64> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 = fields.split_ascii_whitespace().nth(19)?.parse().ok()?;
+    let booted = machine.lines().find_map(|line| line.strip_prefix("btime "))?;
+    Some(booted.trim().parse::<u64>().ok()? as f64 + ticks as f64 / TICKS_PER_SECOND)
 }
 
 fn open_fds() -> Option<u64> {
@@ -73,6 +92,20 @@ mod tests {
         let stat = "7 (a) b) S 1 1 1 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 1";
         assert_eq!(cpu_seconds(stat), Some(3.0));
         assert_eq!(cpu_seconds("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn the_limit_of_descriptors_and_the_start_are_read() {
+        let limits =
+            "Limit   Soft Limit  Hard Limit  Units\nMax open files   1024   4096   files\n";
+        assert_eq!(max_fds(limits), Some(1024));
+        assert_eq!(max_fds("Max open files   unlimited   unlimited   files\n"), None);
+        let stat = "7 (a) b) S 1 1 1 0 -1 4194304 100 0 0 0 250 50 0 0 20 0 1 0 1250 9 9";
+        assert_eq!(start_seconds(stat, "cpu 1\nbtime 1700000000\n"), Some(1_700_000_012.5));
+        assert_eq!(start_seconds(stat, "cpu 1\n"), None);
+        let read = Process::read();
+        assert!(read.max_fds.unwrap() >= read.open_fds.unwrap());
+        assert!(read.start_seconds.unwrap() > 1e9);
     }
 
     #[test]

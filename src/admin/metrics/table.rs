@@ -89,6 +89,18 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         s.put(&["applied"], f.reloads_applied as f64);
         s.put(&["refused"], f.reloads_refused as f64);
     }),
+    gauge(
+        "ringway_last_reload_successful",
+        NONE,
+        "Whether the last reload was applied; 1 before the first.",
+        |f, s| s.put(&[], f64::from(u8::from(f.config_taken.0))),
+    ),
+    gauge(
+        "ringway_last_reload_success_timestamp_seconds",
+        NONE,
+        "When a config was last taken up, by a reload or at the start, in seconds since 1970.",
+        |f, s| s.put(&[], f.config_taken.1 as f64),
+    ),
     counter(
         "ringway_upgrades_total",
         &["outcome"],
@@ -132,6 +144,22 @@ pub(super) static DEFINITIONS: &[Definition] = &[
             }
         },
     ),
+    gauge(
+        "ringway_sessions_max",
+        NONE,
+        "Sessions there may be at once: limits.sessions_max, as far as descriptors allow.",
+        |f, s| s.put(&[], f64::from(f.snapshot.config.limits.sessions_max)),
+    ),
+    gauge(
+        "ringway_listener_sessions_max",
+        &["listener"],
+        "Sessions of the listener there may be at once.",
+        |f, s| {
+            for listener in &f.snapshot.config.listeners {
+                s.put(&[&listener.name], f64::from(listener.sessions_max));
+            }
+        },
+    ),
     gauge("ringway_sessions", ROUTE, "Sessions that are open now.", |f, s| {
         s.routes(f, |r| r.open);
     }),
@@ -141,9 +169,9 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     counter(
         "ringway_sessions_ended_total",
         ROUTE_REASON,
-        "Sessions that ended, by reason; reasons no session of any route had are left out.",
+        "Sessions that ended, by reason; faults are always shown, other reasons once any session had them.",
         |f, s| {
-            for (at, reason) in f.reasons_seen() {
+            for (at, reason) in f.reasons_shown() {
                 for route in &f.routes {
                     let [listener, arm, pool, backend] = route.labels();
                     s.put(&[listener, arm, pool, backend, reason], route.ended[at] as f64);
@@ -166,7 +194,7 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     counter(
         "ringway_connect_failed_total",
         ROUTE,
-        "Attempts to connect to the backend that failed.",
+        "Attempts to connect to the backend that failed; a session may make 1 + retries of them.",
         |f, s| s.routes(f, |r| r.connect_failed),
     ),
     histogram(
@@ -248,6 +276,17 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         &["shard", "path", "why"],
         "Clients turned away: full (a sessions_max was reached).",
         |f, s| s.shard_cases(f, "full", |t| &t.refused_full),
+    ),
+    counter(
+        "ringway_limit_reached_total",
+        &["listener", "limit"],
+        "Of the clients turned away, those a sessions_max had no place for: listener (its own) or \
+         process (of [limits]).",
+        |f, s| {
+            for (listener, limit, count) in &f.no_place {
+                s.put(&[listener, limit.label()], *count as f64);
+            }
+        },
     ),
     counter(
         "ringway_connect_retries_total",
@@ -421,6 +460,21 @@ pub(super) static DEFINITIONS: &[Definition] = &[
             s.put(&[], fds as f64);
         }
     }),
+    gauge("ringway_process_max_fds", NONE, "Descriptors the process may have open.", |f, s| {
+        if let Some(fds) = f.process.max_fds {
+            s.put(&[], fds as f64);
+        }
+    }),
+    gauge(
+        "ringway_process_start_time_seconds",
+        NONE,
+        "When the process began, in seconds since 1970.",
+        |f, s| {
+            if let Some(seconds) = f.process.start_seconds {
+                s.put(&[], seconds);
+            }
+        },
+    ),
     counter(
         "ringway_process_cpu_seconds_total",
         NONE,

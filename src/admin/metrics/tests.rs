@@ -93,8 +93,7 @@ fn shards_are_added_up_into_routes() {
     assert_eq!(value(&text, &format!("ringway_bytes_total{{{labels},direction=\"up\"}}")), 70.0);
     let ended = format!("ringway_sessions_ended_total{{{labels},reason=\"idle\"}}");
     assert_eq!(value(&text, &ended), 7.0);
-    let failed = r#"backend="b",reason="shard_failed""#;
-    assert!(!text.contains(failed), "a reason nobody had is shown");
+    assert!(!text.contains(r#"reason="age""#), "a reason nobody had, and no fault, is shown");
     assert!(text.contains(r#"reason="idle""#), "{text}");
     assert_eq!(value(&text, r#"ringway_accepted_total{shard="1",path="epoll"}"#), 4.0);
 }
@@ -138,7 +137,90 @@ fn the_board_is_shown() {
     assert_eq!(value(&text, "ringway_config_generation"), 1.0);
     assert_eq!(value(&text, r#"ringway_reloads_total{outcome="refused"}"#), 2.0);
     assert_eq!(value(&text, r#"ringway_canary_percent{listener="fix"}"#), 5.0);
-    assert!(!text.contains("ringway_sessions{"), "no shard, no route");
+}
+
+#[test]
+fn what_the_config_names_is_shown_before_anything_happened() {
+    let board = harness::board(1);
+    let text = scrape(&board);
+    for (arm, pool, backend) in [
+        ("stable", "stable", "a"),
+        ("stable", "stable", ""),
+        ("canary", "trial", "a"),
+        ("canary", "trial", ""),
+    ] {
+        let labels = format!(r#"listener="fix",arm="{arm}",pool="{pool}",backend="{backend}""#);
+        for name in ["sessions", "sessions_opened_total", "connect_failed_total"] {
+            assert_eq!(value(&text, &format!("ringway_{name}{{{labels}}}")), 0.0);
+        }
+        for reason in EndReason::ALL.iter().map(|reason| (reason.is_fault(), reason.label())) {
+            let series =
+                format!("ringway_sessions_ended_total{{{labels},reason=\"{}\"}}", reason.1);
+            assert_eq!(text.contains(&series), reason.0, "{series}");
+        }
+    }
+    assert!(
+        !text.contains("ringway_turn_seconds"),
+        "histograms of nobody would be most of the page"
+    );
+    assert!(text.contains(r#"reason="connect_refused""#) && !text.contains(r#"reason="drained""#));
+    // The first session of a route changes its numbers, and adds no second series.
+    let name = RouteName {
+        listener: "fix".into(),
+        arm: Arm::Stable,
+        pool: "stable".into(),
+        backend: "a".into(),
+    };
+    board.shards()[0].tally.route(&name).connect_failed.add(1);
+    let text = scrape(&board);
+    let series =
+        r#"ringway_connect_failed_total{listener="fix",arm="stable",pool="stable",backend="a"}"#;
+    assert_eq!((value(&text, series), text.matches(series).count()), (1.0, 1));
+}
+
+#[test]
+fn which_limit_had_no_place_is_told_and_goes_to_the_next_process() {
+    use crate::control::totals::Totals;
+    let mut config = harness::config();
+    config.limits.sessions_max = 3;
+    config.listeners[0].sessions_max = 2;
+    let first = crate::policy::snapshot::Snapshot::new(config.clone(), None);
+    let taken: Vec<bool> = (0..4).map(|_| first.enter(0)).collect();
+    assert_eq!(taken, [true, true, false, false]);
+    config.listeners[0].sessions_max = 3;
+    let board = Board::new(crate::policy::snapshot::Snapshot::new(config, Some(&first)));
+    let snapshot = board.snapshot.load_full();
+    assert_eq!([snapshot.enter(0), snapshot.enter(0)], [true, false]);
+    let next = harness::board(0);
+    next.inherit(Totals::of(&board).record());
+    for (board, max) in [(&board, 3.0), (&*next, 10.0)] {
+        let text = scrape(board);
+        let of =
+            |limit| format!("ringway_limit_reached_total{{listener=\"fix\",limit=\"{limit}\"}}");
+        assert_eq!(value(&text, &of("listener")), 2.0);
+        assert_eq!(value(&text, &of("process")), 1.0);
+        assert_eq!(value(&text, "ringway_sessions_max"), max);
+        assert_eq!(value(&text, r#"ringway_listener_sessions_max{listener="fix"}"#), max);
+    }
+}
+
+#[test]
+fn the_last_reload_is_told() {
+    let board = harness::board(0);
+    let told = || {
+        let text = scrape(&board);
+        let success = value(&text, "ringway_last_reload_successful");
+        (success, value(&text, "ringway_last_reload_success_timestamp_seconds"))
+    };
+    let (success, at) = told();
+    assert!(success == 1.0 && at > 1.7e9, "the start counts: {at}");
+    board.reloaded(false);
+    assert_eq!(told(), (0.0, at), "a refusal changes no time");
+    board.reloaded(true);
+    assert!(told().0 == 1.0 && told().1 >= at);
+    let text = scrape(&board);
+    assert_eq!(value(&text, r#"ringway_reloads_total{outcome="applied"}"#), 1.0);
+    assert_eq!(value(&text, r#"ringway_reloads_total{outcome="refused"}"#), 1.0);
 }
 
 #[test]

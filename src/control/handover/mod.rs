@@ -64,7 +64,7 @@ pub enum Lost {
 impl std::fmt::Display for Lost {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Gone => write!(f, "it ended without a word; what it printed says more"),
+            Self::Gone => write!(f, "it gave no reason over the channel; its own output may"),
             Self::Late(ms) => write!(f, "it did not answer within {ms} ms"),
             Self::Broken(e) => write!(f, "the system refused to reach it: {e}"),
             Self::Foreign(fault) => fault.fmt(f),
