@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::config::Name;
+use crate::config::{Name, limits};
 use std::net::SocketAddr;
 
 /// Which pool of a listener's split a session went to.
@@ -92,6 +92,14 @@ end_reasons! {
     ShardFailed = "shard_failed",
 }
 
+/// The id of a shard's `nth` session. Below 2^53, for a shard's number is below [`limits::SHARDS_STARTED_MAX`]; unique
+/// as long as no shard begins 2^40 sessions, and as no session lives while that many begin.
+#[must_use]
+pub const fn session_id(shard: usize, nth: u64) -> u64 {
+    let bits = limits::SESSION_COUNT_BITS;
+    (shard as u64) << bits | nth & ((1 << bits) - 1)
+}
+
 /// What is known of one session when it has ended: a line of the log.
 #[derive(Debug, Clone)]
 pub struct Ended {
@@ -115,4 +123,23 @@ pub struct Ended {
     pub duration_ns: u64,
     /// Why it ended.
     pub why: EndReason,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn session_ids_are_unique_and_survive_a_program_that_keeps_numbers_as_floating_point() {
+        let shards = [0, 1, 31, 32, 255, limits::SHARDS_STARTED_MAX - 1];
+        let nths = [1, 2, limits::HANDOVER_IDS, (1 << limits::SESSION_COUNT_BITS) - 1];
+        let ids: Vec<u64> =
+            shards.iter().flat_map(|s| nths.map(|nth| session_id(*s, nth))).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+        for id in ids {
+            let json: f64 = serde_json::from_str(&id.to_string()).unwrap();
+            assert_eq!(json as u64, id, "as jq and JavaScript read it");
+            assert!(json < 2_f64.powi(53), "{id}");
+        }
+    }
 }

@@ -217,7 +217,7 @@ pub struct ShardTally {
     pub stale: Count,
     /// Records of ended sessions that found the journal full.
     pub journal_dropped: Count,
-    /// The lower 48 bits of the next session's id; no counter of events.
+    /// The lower 40 bits of the next session's id; no counter of events.
     pub next_id: Count,
 }
 

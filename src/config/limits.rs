@@ -1,9 +1,12 @@
 //! Every bound has a name here, and how bounds depend on each other is checked when this is compiled.
 
-/// Shards of one process: 16 bits of a session id name the shard.
+/// Shards of one process.
 pub const SHARDS_MAX: usize = 256;
-/// Shards that one process starts in its life: each has a number of its own.
-pub const SHARDS_STARTED_MAX: usize = 1 << 16;
+/// Bits of a session id that count a shard's sessions; those above name the shard.
+pub const SESSION_COUNT_BITS: u32 = 40;
+/// Shards that one process starts in its life: each has a number of its own. Session ids stay below 2^53 by it, beyond
+/// which programs that keep JSON's numbers as floating point (jq, JavaScript) change them.
+pub const SHARDS_STARTED_MAX: usize = 1 << (53 - SESSION_COUNT_BITS);
 /// Shards that have ended and are still shown one by one.
 pub const ENDED_SHARDS_MAX: usize = 16;
 /// Sessions of one shard: a slot number has 24 bits and leaves room beside it in a completion's token.

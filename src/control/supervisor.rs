@@ -56,7 +56,7 @@ pub(super) struct Supervisor {
     taking: bool,
     /// Whether this is the service's main process.
     is_main: bool,
-    /// The lower 48 bits of session ids that were left to new processes begin here.
+    /// The lower 40 bits of session ids that were left to new processes begin here.
     ids_left: u64,
     /// What goes on beside orders.
     pub(super) rollout: Rollout,

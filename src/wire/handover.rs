@@ -149,7 +149,7 @@ pub struct Hello {
     pub pid: u32,
     /// Number of its snapshot in force.
     pub snapshot: u64,
-    /// No session has had an id whose lower 48 bits are as high as this.
+    /// No session has had an id whose lower 40 bits are as high as this.
     pub first_id: u64,
     /// The config as it was last read.
     pub text: String,
