@@ -13,6 +13,7 @@ pub mod handover;
 pub mod notify;
 pub mod order;
 mod ports;
+mod reach;
 mod rebalance;
 mod reload;
 mod resize;

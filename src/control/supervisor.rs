@@ -7,6 +7,7 @@ use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
 use super::ports::{Ids, Port};
+use super::reach::Backends;
 use super::rebalance::Evening;
 use super::reload::{self, Plan};
 use super::rollback::Rings;
@@ -62,6 +63,7 @@ pub(super) struct Supervisor {
     pub(super) rollout: Rollout,
     pub(super) rings: Rings,
     pub(super) evening: Evening,
+    pub(super) backends: Backends,
 }
 
 /// What a supervisor is made of.
@@ -129,6 +131,7 @@ impl Supervisor {
             rollout: Rollout::new(wanted),
             rings: Rings::default(),
             evening: Evening::default(),
+            backends: Backends::default(),
         }
     }
 
@@ -208,6 +211,7 @@ impl Supervisor {
             self.tick_at = now.plus_ms(limits::UPKEEP_MS);
             self.fleet.tick();
             self.read_loads();
+            self.watch_backends(now);
             // While all goes to another process, nothing here is worth a change; and what comes is looked at when it is
             // all there.
             if self.stage == Stage::Running && !self.is_replacing() {

@@ -1,12 +1,14 @@
 //! Decisions as pure functions of facts: no clock, no socket, no thread.
 //!
 //! [`split`] sends a session to its listener's stable or canary pool, [`rotation`] to a backend of that pool, and
-//! [`snapshot`] is the config made ready for both. [`balance`] evens the shards' loads, [`health`] judges a ring.
+//! [`snapshot`] is the config made ready for both. [`balance`] evens the shards' loads, [`health`] judges a ring,
+//! [`reach`] says when a backend cannot be reached.
 
 #![forbid(unsafe_code)]
 
 pub mod balance;
 pub mod health;
+pub mod reach;
 pub mod rotation;
 pub mod snapshot;
 pub mod split;

@@ -448,6 +448,7 @@ impl Session {
             return self.give_up_backend(step);
         };
         opening.connecting = false;
+                route.unreached.set(opening::why(e) as u64 + 1);
         let result = if opening.gave_up.is_some() { Err(Errno::TIMED_OUT) } else { result };
         let took_ns = step.now.since_ns(opening.began);
         let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
