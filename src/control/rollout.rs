@@ -76,24 +76,25 @@ pub(super) fn choose(
     Ok(Choice { wanted, kind, percent, why, serving, share })
 }
 
-/// Puts the data path where everybody can see it.
-pub(super) fn announce(board: &Board, choice: Choice) {
+/// Puts the data path where everybody can see it. `by`: who asked for it.
+pub(super) fn announce(board: &Board, choice: Choice, by: &str) {
     let Choice { wanted, kind, percent, why, .. } = choice;
     if wanted != DataPath::Epoll && kind == Kind::Epoll {
-        tracing::warn!(path = kind.label(), %percent, wanted = wanted.label(), why, "DATA PATH");
+        tracing::warn!(path = kind.label(), %percent, wanted = wanted.label(), by, why, "DATA PATH");
     } else {
-        tracing::info!(path = kind.label(), %percent, wanted = wanted.label(), why, "DATA PATH");
+        tracing::info!(path = kind.label(), %percent, wanted = wanted.label(), by, why, "DATA PATH");
     }
     let begun = board.begun(kind);
     board.path.store(Some(Arc::new(PathChoice { wanted, kind, why, percent, begun })));
 }
 
 impl Supervisor {
-    /// Changes the data path of new sessions, and where `carry` says so of the live ones.
+    /// Changes the data path of new sessions, and where `carry` says so of the live ones. `by`: who asked for it.
     pub(super) fn set_path(
         &mut self,
         wanted: (DataPath, Percent),
         carry: bool,
+        by: &str,
     ) -> Result<String, String> {
         let (before, share) = (self.fleet.serving(), self.fleet.share());
         let choice = choose(wanted, Some(before), &self.report)?;
@@ -119,7 +120,7 @@ impl Supervisor {
             }
             percent => format!("data path of {percent} % of {which}: {}", choice.kind.label()),
         };
-        announce(&self.board, choice);
+        announce(&self.board, choice, by);
         Ok(what)
     }
 
@@ -137,9 +138,11 @@ impl Supervisor {
             return;
         }
         self.rollout.back = false;
-        match self.set_path((DataPath::Epoll, Percent::HUNDRED), true) {
-            Ok(what) => tracing::warn!(what, "rolled back"),
-            Err(error) => tracing::error!(error, "could not roll back"),
+        // Nobody else gives that order: over HTTP and by the config the data path is named.
+        let by = "SIGUSR1";
+        match self.set_path((DataPath::Epoll, Percent::HUNDRED), true, by) {
+            Ok(what) => tracing::warn!(by, what, "rolled back"),
+            Err(error) => tracing::error!(by, error, "could not roll back"),
         }
     }
 

@@ -242,7 +242,7 @@ impl Supervisor {
             Order::Canary { listener, percent } => self.set_canary(&listener, percent),
             Order::DataPath { path, live, percent } => {
                 let carry = self.board.snapshot.load().config.carry_sessions;
-                match self.set_path((path, percent), live.unwrap_or(carry)) {
+                match self.set_path((path, percent), live.unwrap_or(carry), "HTTP") {
                     Ok(what) => self.done(what),
                     Err(why) => Answer::Refused(vec![why]),
                 }
@@ -317,7 +317,7 @@ impl Supervisor {
         let opened = self.open_new(&config, lanes, &mut ids)?;
         let mut what = vec![];
         if let Some(wanted) = data_path {
-            let carried = self.set_path(wanted, config.carry_sessions);
+            let carried = self.set_path(wanted, config.carry_sessions, "config");
             what.push(carried.map_err(|why| vec![format!("data_path: {why}")])?);
         }
         what.extend(resize.map(|resize| self.resize(resize, &config.listeners)));
