@@ -299,6 +299,12 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Whether no new session goes to any of its backends.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.backends.iter().all(|backend| backend.weight == 0)
+    }
+
     /// How many connections each shard keeps ready to its backends.
     #[must_use]
     pub fn spares(&self) -> u64 {
