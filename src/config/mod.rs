@@ -412,7 +412,8 @@ pub struct Log {
     pub format: LogFormat,
     /// The least important level that is written.
     pub level: LogLevel,
-    /// One line for every N-th ended session; 0 writes none.
+    /// One line for every N-th ended session, and for those that ended by the fault of a backend or of Ringway, within
+    /// [`limits::FAULT_LINES_PER_S_MAX`]; 0 writes none.
     pub session_every: u32,
 }
 
