@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::config::Name;
+use crate::config::{Name, limits};
 use std::net::SocketAddr;
 
 /// Which pool of a listener's split a session went to.
@@ -92,21 +92,81 @@ end_reasons! {
     ShardFailed = "shard_failed",
 }
 
-impl EndReason {
-    /// Whether it tells of something that somebody should look at: a backend, the network, a limit or Ringway itself.
+/// Which of a session's ends finished first, by the end of its stream. Where both ends came in one turn of the shard
+/// it is the one that was read first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum First {
+    /// The client.
+    Client,
+    /// The backend.
+    Backend,
+}
+
+impl First {
+    /// The word used in logs.
     #[must_use]
-    pub const fn is_fault(self) -> bool {
-        !matches!(
-            self,
-            Self::Finished
-                | Self::ClientReset
-                | Self::ClientLeft
-                | Self::Idle
-                | Self::HalfClosed
-                | Self::Age
-                | Self::Drained
-                | Self::Stopped
-        )
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Backend => "backend",
+        }
+    }
+}
+
+/// The id of a shard's `nth` session. Below 2^53, for a shard's number is below [`limits::SHARDS_STARTED_MAX`]; unique
+/// as long as no shard begins 2^40 sessions, and as no session lives while that many begin.
+#[must_use]
+pub const fn session_id(shard: usize, nth: u64) -> u64 {
+    let bits = limits::SESSION_COUNT_BITS;
+    (shard as u64) << bits | nth & ((1 << bits) - 1)
+}
+
+/// Whose fault an end is, or whose wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Whose {
+    /// Both ends were done, or a limit or an operator asked for it.
+    Nobody,
+    /// The client's, or of what lies between it and Ringway.
+    Client,
+    /// The backend's, or of what lies between it and Ringway.
+    Backend,
+    /// Ringway's, or of its config or its machine.
+    Ringway,
+}
+
+impl Whose {
+    /// The word used in the table of end reasons.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Nobody => "nobody",
+            Self::Client => "client",
+            Self::Backend => "backend",
+            Self::Ringway => "Ringway",
+        }
+    }
+
+    /// Whether somebody on this side of the clients has something to mend.
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::Backend | Self::Ringway)
+    }
+}
+
+impl EndReason {
+    /// Whose fault it is. `deploy/sessions.md` says the same to operators, and what to do.
+    #[must_use]
+    pub const fn whose(self) -> Whose {
+        match self {
+            Self::Finished | Self::Idle | Self::HalfClosed | Self::Age => Whose::Nobody,
+            Self::Drained | Self::Stopped => Whose::Nobody,
+            Self::ClientReset | Self::ClientVanished | Self::ClientLeft => Whose::Client,
+            Self::BackendReset | Self::BackendVanished => Whose::Backend,
+            Self::ConnectRefused | Self::ConnectTimeout => Whose::Backend,
+            Self::ConnectUnreachable => Whose::Backend,
+            Self::NoPorts | Self::NoDescriptors | Self::NoBackend => Whose::Ringway,
+            Self::Full | Self::ShardFailed => Whose::Ringway,
+        }
     }
 }
 
@@ -121,16 +181,43 @@ pub struct Ended {
     pub listener: Name,
     /// Pool, backend and its address; `None` where no backend was chosen.
     pub backend: Option<(Name, Name, SocketAddr)>,
+    /// Where the connection to the backend began on this machine; `None` where there was none.
+    pub backend_local: Option<SocketAddr>,
     /// Which arm it was assigned to.
     pub arm: Arm,
     /// Bytes the backend's socket took.
     pub up_bytes: u64,
     /// Bytes the client's socket took.
     pub down_bytes: u64,
-    /// From the first attempt to connect until the backend accepted.
+    /// Backends that were tried.
+    pub attempts: u8,
+    /// From the last attempt to connect until the backend accepted; `None` where a connection stood ready as well.
     pub connect_ns: Option<u64>,
+    /// From accept until there was a backend; `None` where there was none.
+    pub opened_ns: Option<u64>,
     /// From accept to the last byte.
     pub duration_ns: u64,
+    /// Which end finished first; `None` where neither did.
+    pub first: Option<First>,
     /// Why it ended.
     pub why: EndReason,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn session_ids_are_unique_and_survive_a_program_that_keeps_numbers_as_floating_point() {
+        let shards = [0, 1, 31, 32, 255, limits::SHARDS_STARTED_MAX - 1];
+        let nths = [1, 2, limits::HANDOVER_IDS, (1 << limits::SESSION_COUNT_BITS) - 1];
+        let ids: Vec<u64> =
+            shards.iter().flat_map(|s| nths.map(|nth| session_id(*s, nth))).collect();
+        assert!(ids.is_sorted_by(|a, b| a < b), "{ids:?}");
+        for id in ids {
+            let json: f64 = serde_json::from_str(&id.to_string()).unwrap();
+            assert_eq!(format!("{json:.0}"), id.to_string(), "as jq and JavaScript read it");
+            assert!(json < 2_f64.powi(53), "{id}");
+        }
+    }
 }

@@ -149,7 +149,7 @@
 //! | what | where |
 //! |---|---|
 //! | a setting | `config/file.rs`, its bound in `config/limits.rs`, then `config/reference.toml` (a test insists) |
-//! | a reason for sessions to end | [`event::EndReason`]; the compiler finds the rest |
+//! | a reason for sessions to end | [`event::EndReason`], its row in `deploy/sessions.md` (a test insists) |
 //! | a metric | `admin/metrics/table.rs`, its counter in [`tally`], its line in `deploy/metrics.md` (a test insists) |
 //! | a way to choose arm or backend | [`policy`] |
 //! | a system call | [`driver::sys`] where both drivers make it, else in the driver that does |

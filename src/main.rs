@@ -247,6 +247,11 @@ fn check(path: &Path) -> ExitCode {
             if let Some(why) = favours::caution(&config.shards, &driver::sys::affinity()) {
                 complain(&format!("{}: caution: {why}", path.display()));
             }
+            for pool in config.pools.iter().filter(|pool| pool.is_idle()) {
+                let why =
+                    "all its backends have weight 0: its new sessions end at once (no_backend)";
+                complain(&format!("{}: caution: pools.{}: {why}", path.display(), pool.name));
+            }
             ExitCode::SUCCESS
         }
         Err((code, why)) => tell(code, &why),

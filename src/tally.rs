@@ -217,7 +217,7 @@ pub struct ShardTally {
     pub stale: Count,
     /// Records of ended sessions that found the journal full.
     pub journal_dropped: Count,
-    /// The lower 48 bits of the next session's id; no counter of events.
+    /// The lower 40 bits of the next session's id; no counter of events.
     pub next_id: Count,
 }
 
@@ -251,6 +251,8 @@ pub struct RouteTally {
     pub down_bytes: Count,
     /// Attempts to connect that failed.
     pub connect_failed: Count,
+    /// How the last of those ended: the number of its [`EndReason`] and 1; 0: there was none. No counter of events.
+    pub unreached: Count,
     /// From an attempt to connect until the backend accepted.
     pub connect: Histogram<19>,
     /// From client bytes forwarded to the first backend bytes after them.
@@ -271,6 +273,7 @@ impl RouteTally {
             up_bytes: Count::default(),
             down_bytes: Count::default(),
             connect_failed: Count::default(),
+            unreached: Count::default(),
             connect: Histogram::new(&TURN_BOUNDS_NS),
             turn: Histogram::new(&TURN_BOUNDS_NS),
             duration: Histogram::new(&SESSION_BOUNDS_NS),

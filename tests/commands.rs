@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use world::net::{Backend, connect, echo, finish, free_address, read_all, reset};
+use world::net::{Backend, Stage, connect, echo, finish, free_address, read_all, reset};
 use world::program::{Process, Program, RINGWAY, Ran, ringway, run};
 use world::proxy::{Recipe, scratch};
 use world::{has_program, has_uring, pause, until};
@@ -227,16 +227,18 @@ fn a_shell_can_ask_for_a_reload_and_for_the_status() {
 }
 
 /// What a session's line must say, beside the numbers that are checked by themselves.
-const FIELDS: [&str; 11] = [
+const FIELDS: [&str; 13] = [
     "session",
     "client",
     "listener",
     "pool",
     "backend",
     "backend_address",
+    "backend_local",
     "arm",
     "up_bytes",
     "down_bytes",
+    "attempts",
     "duration_ms",
     "why",
 ];
@@ -254,7 +256,7 @@ fn each_session_leaves_a_line_for_people() {
     until(3000, "both are there", || program.process.said().matches("session ended").count() == 2);
     let said = program.process.said();
     let line = said.lines().find(|l| l.contains(&format!("client={address}"))).expect("its line");
-    for field in FIELDS.iter().chain(&["connect_us"]) {
+    for field in FIELDS.iter().chain(&["connect_us", "opened_us", "first"]) {
         assert!(line.contains(&format!(" {field}=")), "{field}: {line}");
     }
     let at = backend.at;
@@ -282,7 +284,7 @@ fn each_session_leaves_a_line_for_machines() {
     let lines: Vec<serde_json::Value> =
         said.lines().map(|line| serde_json::from_str(line).expect("JSON, all of it")).collect();
     let line = lines.iter().find(|l| l["message"] == "session ended").expect("its line");
-    for field in FIELDS.iter().chain(&["connect_us"]) {
+    for field in FIELDS.iter().chain(&["connect_us", "opened_us", "first"]) {
         assert!(!line[field].is_null(), "{field}: {line}");
     }
     assert_eq!(line["up_bytes"], 5);
@@ -290,6 +292,83 @@ fn each_session_leaves_a_line_for_machines() {
     assert_eq!(line["arm"], "stable");
     assert_eq!(line["why"], "finished");
     assert_eq!(line["backend_address"], backend.at.to_string());
+}
+
+#[test]
+fn the_log_tells_what_runs_who_finished_first_and_from_where_a_session_went_to_its_backend() {
+    let stage = Stage::new();
+    let program = Program::start(Recipe::new(DataPath::Auto, &[stage.at()]));
+    program.process.until_said("Ringway starts");
+    let said = program.process.said();
+    let starts = said.lines().find(|line| line.contains("Ringway starts")).unwrap();
+    let (pid, file) = (program.process.id(), program.file.display());
+    for fact in
+        [&format!(" pid={pid} "), &format!(" config={file} "), " shards=1 ", " sessions_max="]
+    {
+        assert!(starts.contains(fact), "{fact}: {starts}");
+    }
+
+    let pair = stage.open_and_greet(program.at);
+    finish(&pair.backend);
+    read_all(&pair.client);
+    let here = pair.backend.peer_addr().unwrap();
+    let (_, listed) = program.get("/api/v1/sessions");
+    let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed["sessions"][0]["backend_local"], here.to_string(), "{listed}");
+    // It is carried to another driver, where there are two.
+    program.process.signal("USR1");
+    program.process.until_said("rolled back by=\"SIGUSR1\"");
+    pause(300);
+    finish(&pair.client);
+    read_all(&pair.backend);
+    program.process.until_said("session ended");
+
+    let pair = stage.open_and_greet(program.at);
+    let there = pair.backend.peer_addr().unwrap();
+    finish(&pair.client);
+    read_all(&pair.backend);
+    reset(pair.backend);
+    program.process.until_said("backend_reset");
+    let said = program.process.said();
+    let line = |at: std::net::SocketAddr| {
+        let is_its = |line: &&str| line.contains(&format!("backend_local={at}"));
+        said.lines().find(is_its).unwrap_or_else(|| panic!("{at}: {said}"))
+    };
+    assert!(line(here).contains("first=\"backend\" why=\"finished\""), "{}", line(here));
+    assert!(line(there).contains("first=\"client\" why=\"backend_reset\""), "{}", line(there));
+    assert!(line(here).contains(" INFO ") && line(there).contains(" WARN "), "{said}");
+}
+
+#[test]
+fn a_dead_backend_is_said_once_and_shows_in_the_lines_of_those_who_waited_for_it() {
+    let (dead, backend) = (free_address(), Backend::echo());
+    let program = Program::start(Recipe::new(DataPath::Auto, &[dead, backend.at]));
+    for _ in 0..4 {
+        let client = connect(program.at);
+        echo(&client, b"anybody there?");
+        finish(&client);
+        read_all(&client);
+    }
+    program.process.until_said("backend cannot be reached: its sessions try others");
+    pause(2500);
+    let said = program.process.said();
+    let lost: Vec<&str> = said.lines().filter(|line| line.contains("cannot be reached")).collect();
+    assert_eq!(lost.len(), 1, "{said}");
+    assert!(lost[0].contains(" WARN ") && lost[0].contains(&format!("address={dead}")), "{said}");
+    assert!(lost[0].contains("why=\"connect_refused\""), "{said}");
+    let lines = said.lines().filter(|line| line.contains("session ended"));
+    let late = lines.filter(|line| line.contains("attempts=2") && line.contains("opened_us="));
+    assert_eq!(late.count(), 2, "every other session began at it: {said}");
+}
+
+#[test]
+fn a_pool_without_weight_is_a_caution_and_no_fault() {
+    let recipe = Recipe::new(DataPath::Auto, &[]);
+    let idle = format!("{{ address = \"{}\", weight = 0 }}", free_address());
+    let ran = check(&Recipe { backends: vec![idle], ..recipe }.text());
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.err.contains("caution: pools.v1: all its backends have weight 0"), "{ran:?}");
+    assert!(check(&Recipe::new(DataPath::Auto, &[free_address()]).text()).err.is_empty());
 }
 
 #[test]

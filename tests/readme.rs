@@ -220,6 +220,7 @@ fn links_lead_somewhere() {
         (DEPLOY, "deploy"),
         (TUNING, "deploy"),
         (METRICS, "deploy"),
+        (include_str!("../deploy/sessions.md"), "deploy"),
     ];
     for (page, folder) in pages {
         assert_eq!(broken(page, folder), Vec::<String>::new());

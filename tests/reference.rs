@@ -3,12 +3,14 @@
 use proptest::prelude::*;
 use ringway::config::file::{self, Setting};
 use ringway::config::{Config, DataPath, LogLevel, Percent, limits};
+use ringway::event::EndReason;
 use std::collections::BTreeMap;
 use std::path::Path;
 use toml::{Table, Value};
 
 const REFERENCE: &str = include_str!("../config/reference.toml");
 const EXAMPLE: &str = include_str!("../config/ringway.toml");
+const SESSIONS: &str = include_str!("../deploy/sessions.md");
 const CANARY: &str = include_str!("black_box/canary.toml");
 
 /// Every leaf of a TOML value, as full key path and TOML text.
@@ -100,6 +102,24 @@ fn a_reference_that_is_off_is_noticed() {
     let end = REFERENCE.find("\n[admin]").expect("the reference has an admin table");
     let faults = reference_faults(&REFERENCE[..end]);
     assert!(faults.contains(&"admin.bind is missing".to_owned()), "{faults:?}");
+}
+
+#[test]
+fn the_table_of_end_reasons_is_the_codes_own() {
+    let row = |line: &str| {
+        let cells: Vec<&str> = line.split(" | ").collect();
+        let [why, fault, _, what_to_do] = cells.as_slice() else { return None };
+        let why = why.strip_prefix("| `")?.strip_suffix('`')?;
+        assert!(what_to_do.len() > " |".len(), "{line}");
+        Some(format!("{why}: {fault}"))
+    };
+    let (_, table) = SESSIONS.split_once("## All reasons").expect("the page has the table");
+    let (table, _) = table.split_once("\n## ").expect("another section follows");
+    let written: Vec<String> =
+        table.lines().skip_while(|line| !line.starts_with("|--")).filter_map(row).collect();
+    let known =
+        EndReason::ALL.iter().map(|why| format!("{}: {}", why.label(), why.whose().label()));
+    assert_eq!(written, known.collect::<Vec<_>>());
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use crate::config::{Log, LogFormat, LogLevel, limits};
 use crate::control::board::Board;
-use crate::event::Ended;
+use crate::driver::sys;
+use crate::event::{Ended, First};
+use crate::time::Time;
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -48,12 +50,13 @@ pub struct SessionLog {
 }
 
 impl SessionLog {
-    /// Writes what comes by `journal`, every N-th as `log.session_every` of the config in force says.
+    /// Writes what comes by `journal`, every N-th as `log.session_every` of the config in force says; and at level warn
+    /// what ended by the fault of a backend or of Ringway, at most [`limits::FAULT_LINES_PER_S_MAX`] a second.
     ///
     /// # Errors
     /// Where the system gives no thread.
     pub fn start(journal: Receiver<Ended>, board: Arc<Board>) -> io::Result<Self> {
-        let mut writer = Writer { journal, board, seen: 0 };
+        let mut writer = Writer { journal, board, seen: 0, faults: Faults::default() };
         let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
             while writer.drain() {
                 // Waiting on the channel would have the next shard that ends a session wake this thread: a system
@@ -78,48 +81,110 @@ struct Writer {
     board: Arc<Board>,
     /// Sessions that came by, written or not.
     seen: u64,
+    faults: Faults,
+}
+
+/// How many lines at level warn were written in the second that began last.
+#[derive(Debug, Default)]
+struct Faults {
+    began: Time,
+    written: u32,
+    left_out: u64,
+}
+
+impl Faults {
+    /// Says how many were left out in a second that is over.
+    fn look(&mut self, now: Time) {
+        if now >= self.began.plus_ms(1000) {
+            self.close();
+            (self.began, self.written) = (now, 0);
+        }
+    }
+
+    /// Says how many were left out.
+    fn close(&mut self) {
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 {
+            tracing::warn!(
+                sessions = left_out,
+                "more sessions ended by the fault of a backend or of Ringway: their lines are at level info, and \
+                 ringway_sessions_ended_total counts them by reason"
+            );
+        }
+    }
+
+    /// Whether one more may be written.
+    const fn take(&mut self) -> bool {
+        let fits = self.written < limits::FAULT_LINES_PER_S_MAX;
+        if fits {
+            self.written += 1;
+        } else {
+            self.left_out += 1;
+        }
+        fits
+    }
 }
 
 impl Writer {
     /// Writes what waits. Whether more may come.
     fn drain(&mut self) -> bool {
         let every = u64::from(self.board.snapshot.load().config.log.session_every);
+        self.faults.look(sys::now());
         loop {
             match self.journal.try_recv() {
                 Ok(ended) => self.take(&ended, every),
                 Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Disconnected) => {
+                    self.faults.close();
+                    return false;
+                }
             }
         }
     }
 
     fn take(&mut self, ended: &Ended, every: u64) {
         self.seen += 1;
-        if every > 0 && self.seen.is_multiple_of(every) {
-            write(ended);
+        if every == 0 {
+            return;
+        }
+        let warns = ended.why.whose().is_ours() && self.faults.take();
+        if warns || self.seen.is_multiple_of(every) {
+            write(ended, warns);
             self.board.journal_written.fetch_add(1, Relaxed);
         }
     }
 }
 
-fn write(ended: &Ended) {
-    let backend = ended.backend.as_ref();
-    tracing::info!(
-        session = ended.session,
-        client = ended.client.map(tracing::field::display),
-        listener = &*ended.listener,
-        pool = backend.map(|(pool, _, _)| &**pool),
-        backend = backend.map(|(_, name, _)| &**name),
-        backend_address = backend.map(|(_, _, address)| tracing::field::display(address)),
-        arm = ended.arm.label(),
-        up_bytes = ended.up_bytes,
-        down_bytes = ended.down_bytes,
-        connect_us = ended.connect_ns.map(|ns| ns / 1000),
-        // Whole microseconds, so that three decimals are all there are.
-        duration_ms = (ended.duration_ns / 1000) as f64 / 1000.0,
-        why = ended.why.label(),
-        "session ended"
-    );
+/// A session's line. Its fields stand once, for the level of an event is known when this is compiled.
+macro_rules! session_line {
+    ($level:ident, $ended:ident) => {{
+        let backend = $ended.backend.as_ref();
+        let us = |ns: u64| ns / 1000;
+        tracing::$level!(
+            session = $ended.session,
+            client = $ended.client.map(tracing::field::display),
+            listener = &*$ended.listener,
+            pool = backend.map(|(pool, _, _)| &**pool),
+            backend = backend.map(|(_, name, _)| &**name),
+            backend_address = backend.map(|(_, _, address)| tracing::field::display(address)),
+            backend_local = $ended.backend_local.map(tracing::field::display),
+            arm = $ended.arm.label(),
+            up_bytes = $ended.up_bytes,
+            down_bytes = $ended.down_bytes,
+            attempts = $ended.attempts,
+            connect_us = $ended.connect_ns.map(us),
+            opened_us = $ended.opened_ns.map(us),
+            // Whole microseconds, so that three decimals are all there are.
+            duration_ms = us($ended.duration_ns) as f64 / 1000.0,
+            first = $ended.first.map(First::label),
+            why = $ended.why.label(),
+            "session ended"
+        );
+    }};
+}
+
+fn write(ended: &Ended, warns: bool) {
+    if warns { session_line!(warn, ended) } else { session_line!(info, ended) }
 }
 
 #[cfg(test)]

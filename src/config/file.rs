@@ -440,7 +440,7 @@ fn read_log(s: &mut Section<'_>) -> Log {
             "session_every",
             1,
             0..=limits::SESSION_EVERY_MAX,
-            "one line for every so many ended sessions; 0: none",
+            "one line for every so many ended sessions, and for those a backend or Ringway failed; 0: none",
         ),
     }
 }

@@ -1,9 +1,12 @@
 //! Every bound has a name here, and how bounds depend on each other is checked when this is compiled.
 
-/// Shards of one process: 16 bits of a session id name the shard.
+/// Shards of one process.
 pub const SHARDS_MAX: usize = 256;
-/// Shards that one process starts in its life: each has a number of its own.
-pub const SHARDS_STARTED_MAX: usize = 1 << 16;
+/// Bits of a session id that count a shard's sessions; those above name the shard.
+pub const SESSION_COUNT_BITS: u32 = 40;
+/// Shards that one process starts in its life: each has a number of its own. Session ids stay below 2^53 by it, beyond
+/// which programs that keep JSON's numbers as floating point (jq, JavaScript) change them.
+pub const SHARDS_STARTED_MAX: usize = 1 << (53 - SESSION_COUNT_BITS);
 /// Shards that have ended and are still shown one by one.
 pub const ENDED_SHARDS_MAX: usize = 16;
 /// Sessions of one shard: a slot number has 24 bits and leaves room beside it in a completion's token.
@@ -33,6 +36,13 @@ pub const RECEIVE_BUFFER_DEFAULT: u32 = 256 * 1024;
 pub const NOTSENT_LOWAT_DEFAULT: u32 = 128 * 1024;
 /// Characters of a congestion control's name (TCP_CA_NAME_MAX, less the zero that ends it).
 pub const CONGESTION_CHARS_MAX: usize = 15;
+/// Lines at level warn of sessions that ended by the fault of a backend or of Ringway, in one second. What is beyond
+/// them is said by one more line, and these sessions' lines are at level info as all others.
+pub const FAULT_LINES_PER_S_MAX: u32 = 20;
+/// Lines that one look at all backends may bring about; what else changed is told by a later one.
+pub const REACH_LINES_PER_LOOK: usize = 16;
+/// How long what was said of a backend holds before the opposite is said.
+pub const REACH_HOLD_MS: u64 = 10_000;
 /// One line for every so many ended sessions.
 pub const SESSION_EVERY_MAX: u32 = 1_000_000;
 /// Fewest characters of an admin token: what is shorter can be guessed.

@@ -299,6 +299,12 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Whether no new session goes to any of its backends.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.backends.iter().all(|backend| backend.weight == 0)
+    }
+
     /// How many connections each shard keeps ready to its backends.
     #[must_use]
     pub fn spares(&self) -> u64 {
@@ -406,7 +412,8 @@ pub struct Log {
     pub format: LogFormat,
     /// The least important level that is written.
     pub level: LogLevel,
-    /// One line for every N-th ended session; 0 writes none.
+    /// One line for every N-th ended session, and for those that ended by the fault of a backend or of Ringway, within
+    /// [`limits::FAULT_LINES_PER_S_MAX`]; 0 writes none.
     pub session_every: u32,
 }
 

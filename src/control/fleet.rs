@@ -54,7 +54,7 @@ pub(super) struct Fleet {
     /// The same for live sessions of another process: the share of new ones stays exact.
     split_inherited: Split,
     next_shard: usize,
-    /// The lower 48 bits of the first session's id.
+    /// The lower 40 bits of the first session's id.
     first_id: u64,
 }
 
@@ -99,7 +99,7 @@ enum Next {
 
 impl Fleet {
     /// A fleet without shards. Its lanes follow from the config and the CPUs this process may use. `credit`: what the
-    /// uring driver may rely on; `first_id`: the lower 48 bits of the first session's id.
+    /// uring driver may rely on; `first_id`: the lower 40 bits of the first session's id.
     pub(super) fn new(
         board: Arc<Board>,
         config: &Config,
@@ -270,7 +270,7 @@ impl Fleet {
         let id = self.next_shard;
         if id >= limits::SHARDS_STARTED_MAX {
             return Err(io::Error::other(
-                "this process has started 65536 shards, and has no number for another: upgrade or restart it",
+                "this process has started 8192 shards, and has no number for another: upgrade or restart it",
             ));
         }
         let tally = Arc::new(Tally::default());

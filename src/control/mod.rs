@@ -15,6 +15,7 @@ pub mod handover;
 pub mod notify;
 pub mod order;
 mod ports;
+mod reach;
 mod rebalance;
 mod reload;
 mod resize;
@@ -43,7 +44,8 @@ pub use ports::{PortError, open_admin};
 use rollout::Choice;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use supervisor::Supervisor;
@@ -179,7 +181,7 @@ impl Control {
         let (number, first_id, process) = legacy.firsts();
         let wanted = (config.data_path, config.data_path_percent);
         let board = Arc::new(Board::new(Snapshot::new(config, None).numbered(number)));
-        board.process.store(process, std::sync::atomic::Ordering::Relaxed);
+        board.process.store(process, Relaxed);
         let firsts = (report.has(Feature::RecvCredit), first_id);
         let mut fleet = new_fleet(&board, firsts, causes.clone(), journal)?;
         let ports = open_ports(&board, fleet.lanes(), legacy)?;
@@ -190,13 +192,14 @@ impl Control {
                 fleet.hold_lanes(&held)
             })
             .map_err(|e| system("a shard could not start", e))?;
-        rollout::announce(&board, choice);
+        rollout::announce(&board, choice, "start");
+        tell_start(&board, file.as_deref());
         let bound = ports.iter().map(|p| (p.name.clone(), p.bound)).collect();
         for port in &ports {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");
             fleet.serve(port);
         }
-        board.ready.store(true, std::sync::atomic::Ordering::Relaxed);
+        board.ready.store(true, Relaxed);
         let supervisor = Supervisor::new(supervisor::Parts {
             board: Arc::clone(&board),
             fleet,
@@ -263,6 +266,25 @@ impl Control {
     pub fn wait(self) -> Outcome {
         self.thread.join().unwrap_or(Outcome::Failed)
     }
+}
+
+/// Says once what runs here, and within which limits.
+fn tell_start(board: &Board, file: Option<&Path>) {
+    let snapshot = board.snapshot.load();
+    let config = &snapshot.config;
+    let path = board.path.load();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        pid = std::process::id(),
+        config = file.map(|file| tracing::field::display(file.display())),
+        shards = board.shards().iter().filter(|shard| shard.serving.load(Relaxed)).count(),
+        path = path.as_ref().map(|path| path.kind.label()),
+        sessions_max = config.limits.sessions_max,
+        descriptors = sys::raise_descriptor_limit(),
+        buffers_per_shard = config.limits.buffers_per_shard,
+        buffer_bytes = config.limits.buffer_bytes,
+        "Ringway starts"
+    );
 }
 
 fn system(what: &str, e: io::Error) -> StartError {

@@ -82,27 +82,28 @@ pub(super) fn choose(
     Ok(Choice { wanted, kind, percent, why, serving, share })
 }
 
-/// Puts the data path where everybody can see it.
-pub(super) fn announce(board: &Board, choice: Choice) {
+/// Puts the data path where everybody can see it. `by`: who asked for it.
+pub(super) fn announce(board: &Board, choice: Choice, by: &str) {
     let Choice { wanted, kind, percent, why, .. } = choice;
     if wanted != DataPath::Epoll && kind == Kind::Epoll {
-        tracing::warn!(path = kind.label(), %percent, wanted = wanted.label(), why, "DATA PATH");
+        tracing::warn!(path = kind.label(), %percent, wanted = wanted.label(), by, why, "DATA PATH");
     } else {
-        tracing::info!(path = kind.label(), %percent, wanted = wanted.label(), why, "DATA PATH");
+        tracing::info!(path = kind.label(), %percent, wanted = wanted.label(), by, why, "DATA PATH");
     }
     let begun = board.begun(kind);
     board.path.store(Some(Arc::new(PathChoice { wanted, kind, why, percent, begun })));
 }
 
 impl Supervisor {
-    /// Changes the data path of new sessions, and where `carry` says so of the live ones.
+    /// Changes the data path of new sessions, and where `carry` says so of the live ones. `by`: who asked for it.
     pub(super) fn set_path(
         &mut self,
         wanted: (DataPath, Percent),
         carry: bool,
+        by: &str,
     ) -> Result<String, String> {
         let choice = self.prepare_path(wanted)?;
-        Ok(self.take_path(choice, wanted, carry))
+        Ok(self.take_path(choice, wanted, carry, by))
     }
 
     /// Does what can fail of a change of the data path.
@@ -132,6 +133,7 @@ impl Supervisor {
         choice: Choice,
         wanted: (DataPath, Percent),
         carry: bool,
+        by: &str,
     ) -> String {
         let (before, share) = (self.fleet.serving(), self.fleet.share());
         let hands_over = self.hands_over(&choice);
@@ -155,7 +157,7 @@ impl Supervisor {
             }
             percent => format!("data path of {percent} % of {which}: {}", choice.kind.label()),
         };
-        announce(&self.board, choice);
+        announce(&self.board, choice, by);
         what
     }
 
@@ -179,10 +181,12 @@ impl Supervisor {
         if !is_due || self.fleet.is_moving() || self.is_replacing() {
             return Ok(());
         }
-        match self.set_path((DataPath::Epoll, Percent::HUNDRED), true) {
-            Ok(what) => tracing::warn!(what, "rolled back"),
+        // Nobody else gives that order: over HTTP and by the config the data path is named.
+        let by = "SIGUSR1";
+        match self.set_path((DataPath::Epoll, Percent::HUNDRED), true, by) {
+            Ok(what) => tracing::warn!(by, what, "rolled back"),
             Err(error) => {
-                tracing::error!(error, "could not roll back: it is tried again in a second");
+                tracing::error!(by, error, "could not roll back: it is tried again in a second");
                 self.rollout.back = Some(now.plus_ms(limits::UPKEEP_MS));
                 return Err(error);
             }

@@ -9,6 +9,7 @@ use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
 use super::ports::{Ids, Port};
+use super::reach::Backends;
 use super::rebalance::Evening;
 use super::reload::{self, Plan};
 use super::rollback::Rings;
@@ -60,12 +61,13 @@ pub(super) struct Supervisor {
     taking: bool,
     /// Whether this is the service's main process.
     is_main: bool,
-    /// The lower 48 bits of session ids that were left to new processes begin here.
+    /// The lower 40 bits of session ids that were left to new processes begin here.
     ids_left: u64,
     /// What goes on beside orders.
     pub(super) rollout: Rollout,
     pub(super) rings: Rings,
     pub(super) evening: Evening,
+    pub(super) backends: Backends,
 }
 
 /// What a supervisor is made of.
@@ -125,6 +127,7 @@ impl Supervisor {
             rollout: Rollout::new(wanted),
             rings: Rings::default(),
             evening: Evening::default(),
+            backends: Backends::default(),
         }
     }
 
@@ -204,6 +207,7 @@ impl Supervisor {
             self.tick_at = now.plus_ms(limits::UPKEEP_MS);
             self.fleet.tick();
             self.read_loads();
+            self.watch_backends(now);
             // While all goes to another process, nothing here is worth a change; and what comes is looked at when it is
             // all there.
             if self.stage == Stage::Running && !self.is_replacing() {
@@ -237,7 +241,7 @@ impl Supervisor {
             Order::Canary { listener, percent } => self.set_canary(&listener, percent),
             Order::DataPath { path, live, percent } => {
                 let carry = self.board.snapshot.load().config.carry_sessions;
-                match self.set_path((path, percent), live.unwrap_or(carry)) {
+                match self.set_path((path, percent), live.unwrap_or(carry), "HTTP") {
                     Ok(what) => self.done(what),
                     Err(why) => Answer::Refused(vec![why]),
                 }
@@ -323,7 +327,8 @@ impl Supervisor {
         let next = Arc::new(Snapshot::new(config, Some(&before)));
         let config = &next.config;
         let mut what = vec![];
-        what.extend(path.map(|(path, wanted)| self.take_path(path, wanted, config.carry_sessions)));
+        let carry = config.carry_sessions;
+        what.extend(path.map(|(path, wanted)| self.take_path(path, wanted, carry, "config")));
         what.extend(resize.map(|resize| self.resize(resize, &config.listeners)));
         what.extend(self.set_busy_poll(config));
         what.extend(self.close_gone(config, &opened));

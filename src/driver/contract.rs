@@ -97,7 +97,8 @@ macro_rules! cases {
 
 cases! {
     accepting: two_clients_come_in_by_one_accept stop_accepting_gives_a_last_word
-        a_client_has_an_address a_client_who_left_can_be_closed;
+        a_client_has_an_address a_client_who_left_can_be_closed
+        a_connection_to_a_backend_begins_somewhere;
     connecting: a_backend_is_reached a_refusal_is_told a_connect_is_cancelled;
     receiving: once_brings_one_and_is_over multi_stops_at_its_credit bytes_come_in_order
         the_end_comes_after_all_bytes bytes_and_end_at_once a_reset_is_not_an_end

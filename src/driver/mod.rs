@@ -528,6 +528,12 @@ pub trait Driver {
     /// Where the connection is already gone.
     fn client_address(&self, socket: &Socket) -> Result<SocketAddr, Errno>;
 
+    /// Where a connection to a backend begins on this machine. After [`abort`](Self::abort) it may be known no more.
+    ///
+    /// # Errors
+    /// Where the kernel does not say.
+    fn local_address(&self, socket: &Socket) -> Result<SocketAddr, Errno>;
+
     /// Submits what was asked for and waits for the kernel until something is there, or until `until` (`None`: for
     /// ever).
     ///

@@ -370,6 +370,17 @@ pub(in crate::driver) fn far_address(fd: i32) -> Result<SocketAddr, Errno> {
     raw.decode().ok_or(Errno(libc::EAFNOSUPPORT))
 }
 
+/// The address of this end.
+pub(in crate::driver) fn near_address(fd: i32) -> Result<SocketAddr, Errno> {
+    let mut raw = RawAddress::empty();
+    #[expect(clippy::cast_possible_truncation, reason = "the size of a small struct")]
+    let mut len = size_of_val(&raw.storage) as libc::socklen_t;
+    // SAFETY: both out-parameters outlive the call and `len` is the size of the first.
+    check(unsafe { libc::getsockname(fd, (&raw mut raw.storage).cast(), &raw mut len) })?;
+    // A socket that was taken apart has the port 0.
+    raw.decode().filter(|address| address.port() != 0).ok_or(Errno(libc::ENOTCONN))
+}
+
 /// An eventfd: what wakes a driver from another thread. Closed when the last owner drops it.
 #[derive(Debug)]
 pub(in crate::driver) struct EventFd(i32);

@@ -66,6 +66,8 @@ pub struct Glance {
     pub pool: Option<Name>,
     /// See `pool`.
     pub backend: Option<Name>,
+    /// Where its connection to the backend begins on this machine; `None` while there is none.
+    pub backend_local: Option<SocketAddr>,
     /// The client's address, unless it has left.
     pub client: Option<SocketAddr>,
     /// Since accept.
@@ -95,7 +97,7 @@ impl Session {
         }
     }
 
-    /// What can be seen of it. Asks the driver for the client's address where it is not known.
+    /// What can be seen of it. Asks the driver for the addresses that are not known.
     pub fn glance<D: Driver>(&self, now: Time, driver: &D) -> Glance {
         let chosen = self.backend.map(|at| {
             let (pool, backend) = self.snapshot.backend(at);
@@ -110,6 +112,7 @@ impl Session {
             arm: self.arm,
             pool,
             backend,
+            backend_local: self.local(driver),
             client: self.client.as_deref().copied().or_else(ask),
             age_ms: now.since_ns(self.accepted) / 1_000_000,
             up_bytes: self.dirs[0].bytes,

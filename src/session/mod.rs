@@ -18,6 +18,7 @@ pub mod relay;
 pub mod routes;
 pub(crate) mod sabotage;
 pub mod spare;
+mod story;
 
 use crate::config::{Hop, Listener, OnBackendFail, limits};
 use crate::driver::{Completion, Driver, Errno, Key, Op, Side, Socket};
@@ -34,6 +35,7 @@ use spare::{Reached, Shelf};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use story::Story;
 
 /// What a session needs of its shard to take one step.
 pub struct Step<'a, D> {
@@ -63,13 +65,15 @@ pub struct Session {
     route: Option<Arc<RouteTally>>,
     /// Known where sessions are logged, unless it had left before its session began.
     client: Option<Box<SocketAddr>>,
+    /// Where its connection to the backend began on this machine: known once it ends, where sessions are logged.
+    backend_local: Option<Box<SocketAddr>>,
     id: u64,
     accepted: Time,
     /// When something moved last.
     moved: Time,
     /// When the client's bytes that have no answer yet went to the backend.
     asked: Option<Time>,
-    connect_ns: u64,
+    story: Story,
     /// What it did so far, and how much of that was weighed.
     work: u32,
     weighed: u32,
@@ -158,11 +162,12 @@ impl Session {
             snapshot,
             route: None,
             client: None,
+            backend_local: None,
             id,
             accepted: step.now,
             moved: step.now,
             asked: None,
-            connect_ns: 0,
+            story: Story::default(),
             work: 0,
             weighed: 0,
             backend: None,
@@ -259,6 +264,7 @@ impl Session {
                 Stage::Relaying | Stage::Settling { .. } => None,
             };
         self.retime = true;
+        self.note_local(step);
         if let Some(opening) = opening {
             self.dirs[Side::Backend as usize].connecting = opening.connecting;
         }
@@ -311,30 +317,13 @@ impl Session {
         route.open.sub(1);
         route.ended[why as usize].add(1);
         route.duration.record(duration_ns);
-        if self.snapshot.config.log.session_every == 0 {
-            return None;
-        }
-        let backend = self.backend.map(|at| {
-            let (pool, backend) = self.snapshot.backend(at);
-            (Arc::clone(&pool.name), Arc::clone(&backend.name), backend.address)
-        });
-        Some(Ended {
-            session: self.id,
-            client: self.client.take().map(|address| *address),
-            listener: Arc::clone(&self.listener().name),
-            backend,
-            arm: self.arm,
-            up_bytes: self.dirs[0].bytes,
-            down_bytes: self.dirs[1].bytes,
-            connect_ns: (self.connect_ns > 0).then_some(self.connect_ns),
-            duration_ns,
-            why,
-        })
+        self.line(why, duration_ns)
     }
 
     /// Resets both ends at once, whatever is in flight, and counts it: it has no driver, or that is about to go. One
     /// that was ending keeps its reason.
     pub fn abandon<D: Driver>(&mut self, step: &mut Step<'_, D>, why: EndReason) -> Option<Ended> {
+        self.note_local(step);
         for socket in self.ends.iter_mut().filter_map(Option::take) {
             step.driver.abort(&socket);
             step.driver.close(None, socket);
@@ -454,11 +443,12 @@ impl Session {
         match result {
             Ok(()) => {
                 route.connect.record(took_ns);
-                self.connect_ns = took_ns.max(1);
+                self.story.connect_ns = took_ns.max(1);
                 self.go_on_opening(step, Some(Reply::Connected));
             }
             Err(e) => {
                 route.connect_failed.add(1);
+                route.unreached.set(opening::why(e) as u64 + 1);
                 self.give_up_backend(step);
                 if let Some(socket) = self.ends[Side::Backend as usize].take() {
                     step.driver.close(Some((step.key, Side::Backend)), socket);
@@ -503,6 +493,7 @@ impl Session {
         self.stage = Stage::Relaying;
         self.moved = step.now;
         self.retime = true;
+        self.story.opened_ns = step.now.since_ns(self.accepted).max(1);
         let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
         route.opened.add(1);
         route.open.add(1);

@@ -160,7 +160,7 @@ async fn open(line: Rc<Line>, snapshot: Arc<Snapshot>, pool: usize) -> Result<()
 }
 
 /// How a failed attempt ends a session.
-const fn why(failed: Errno) -> EndReason {
+pub(super) const fn why(failed: Errno) -> EndReason {
     match failed {
         Errno::REFUSED | Errno::RESET => EndReason::ConnectRefused,
         Errno::TIMED_OUT => EndReason::ConnectTimeout,

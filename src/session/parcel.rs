@@ -9,6 +9,7 @@ mod record;
 
 use super::dir::Watch;
 use super::sabotage::{self, Mutation};
+use super::story::Story;
 use super::{Birth, Rest, Session, Stage, Step};
 use crate::driver::{Driver, Op, Side, Socket};
 use crate::event::{Arm, EndReason, Ended};
@@ -32,7 +33,7 @@ pub struct Parcel {
     asked: Option<Time>,
     /// When it began to come to rest.
     settled_since: Time,
-    connect_ns: u64,
+    story: Story,
     backend: Option<BackendIndex>,
     listener: u16,
     arm: Arm,
@@ -145,7 +146,7 @@ impl Session {
             moved: self.moved + frozen_ns,
             asked: self.asked.map(|at| at + frozen_ns),
             settled_since: since + frozen_ns,
-            connect_ns: self.connect_ns,
+            story: self.story,
             backend: self.backend,
             listener: self.listener,
             arm: self.arm,
@@ -207,7 +208,7 @@ impl Session {
         session.accepted = on_this_clock(parcel.accepted);
         session.moved = on_this_clock(parcel.moved);
         session.asked = parcel.asked.map(on_this_clock);
-        session.connect_ns = parcel.connect_ns;
+        session.story = parcel.story;
         session.backend = parcel.backend;
         let route = step.routes.of(&session.snapshot, listener, session.arm, session.backend);
         route.open.add(1);

@@ -72,6 +72,7 @@ impl Session {
             Received::Bytes(buffer) => self.forward(step, side, buffer),
             Received::End => {
                 self.dirs[side as usize].eof = true;
+                self.story.note_end(side);
                 self.moved = step.now;
                 self.retime = true;
                 self.finish_if_drained(step, side);
@@ -100,6 +101,9 @@ impl Session {
     /// is kept for the backend, and then only a poll listens.
     fn on_early<D: Driver>(&mut self, step: &mut Step<'_, D>, what: Received) {
         let dir = &mut self.dirs[Side::Client as usize];
+        if what == Received::End {
+            self.story.note_end(Side::Client);
+        }
         match what {
             Received::Bytes(buffer) => dir.push(step.driver.pool(), buffer),
             Received::End if dir.is_empty() => return self.end(step, EndReason::ClientLeft),

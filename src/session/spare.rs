@@ -285,6 +285,7 @@ impl Session {
         at: BackendIndex,
     ) -> Result<Reached, Errno> {
         self.backend = Some(at);
+        self.story.attempts = self.story.attempts.saturating_add(1);
         let (pool, backend) = self.snapshot.backend(at);
         let address = backend.address;
         let to = (address, &self.listener().tcp);

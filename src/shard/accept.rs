@@ -5,7 +5,7 @@ use super::mailbox::{Order, Report};
 use super::placement;
 use crate::config::{Name, limits};
 use crate::driver::{Driver, Errno, ListenerId, Socket};
-use crate::event::EndReason;
+use crate::event::{EndReason, session_id};
 use crate::policy::seat::Seat;
 use crate::policy::snapshot::Snapshot;
 use crate::session::{Birth, Session};
@@ -286,7 +286,7 @@ impl<D: Driver> Shard<D> {
         };
         let (snapshot, listener) = seat.into_session();
         let next_id = &self.parts.tally.shard.next_id;
-        let id = (self.parts.id as u64) << 48 | next_id.get();
+        let id = session_id(self.parts.id, next_id.get());
         next_id.add(1);
         self.parts.tally.shard.sessions.add(1);
         self.parts.tally.shard.begun.add(1);

@@ -76,12 +76,15 @@ impl RouteTally {
         counts!(self;
             totals: opened up_bytes down_bytes connect_failed;
             gauges: open;
-            neither: name ended connect turn duration)
+            neither: name unreached ended connect turn duration)
     }
 
     /// Adds another's counts to these, as the only writer.
     pub fn merge(&self, other: &Self) {
         merge(&self.counts(), &other.counts());
+        if other.unreached.get() > 0 {
+            self.unreached.set(other.unreached.get());
+        }
         self.ended.iter().zip(&other.ended).for_each(|(own, more)| own.add(more.get()));
         self.connect.merge(&other.connect);
         self.turn.merge(&other.turn);

@@ -2,7 +2,7 @@
 //!
 //! A message is a head of [`HEAD_BYTES`], a text (JSON) and raw bytes, the unsent tails of sessions. The head carries
 //! the version: whoever does not speak it refuses the first message, before anything has moved. Within a version a
-//! reader passes over keys it does not know.
+//! reader passes over keys it does not know, and a key that was added to it has a default.
 //!
 //! ```text
 //! 0    4         6      8            12          16           16 + text      + raw
@@ -149,7 +149,7 @@ pub struct Hello {
     pub pid: u32,
     /// Number of its snapshot in force.
     pub snapshot: u64,
-    /// No session has had an id whose lower 48 bits are as high as this.
+    /// No session has had an id whose lower 40 bits are as high as this.
     pub first_id: u64,
     /// The config as it was last read.
     pub text: String,
@@ -188,6 +188,15 @@ pub struct SessionRecord {
     pub settled_since_ns: u64,
     /// How long it took to reach the backend.
     pub connect_ns: u64,
+    /// From accept until it had a backend; 0: not known.
+    #[serde(default)]
+    pub opened_ns: u64,
+    /// Backends that were tried; 0: not known.
+    #[serde(default)]
+    pub attempts: u8,
+    /// Whether the backend finished first, rather than the client; `None`: neither has finished, or it is not known.
+    #[serde(default)]
+    pub backend_first: Option<bool>,
     /// From client to backend.
     pub up: HalfRecord,
     /// From backend to client.
@@ -212,6 +221,12 @@ impl HalfRecord {
     pub fn new(bytes: u64, eof: bool, finished: bool, tail: Vec<u8>) -> Option<Self> {
         let tail_bytes = u32::try_from(tail.len()).ok()?;
         Some(Self { bytes, eof, finished, tail_bytes, tail })
+    }
+
+    /// Whether nothing more comes.
+    #[must_use]
+    pub const fn eof(&self) -> bool {
+        self.eof
     }
 
     /// Bytes sent, whether the stream has ended, whether the destination was told, and the unsent tail.
@@ -360,21 +375,28 @@ mod tests {
             .prop_map(|c| c.map(|(ip, port)| (std::net::Ipv4Addr::from(ip), port).into()));
         let backend = proptest::option::of(("[a-z0-9_.-]{1,9}", ".{0,9}"));
         let names = ("[a-z]{1,9}", any::<bool>(), backend);
-        (any::<(u64, u64)>(), names, client, times, half(), half()).prop_map(
-            |((id, snapshot), (listener, canary, backend), client, t, up, down)| SessionRecord {
-                id,
-                snapshot,
-                listener,
-                canary,
-                backend,
-                client,
-                accepted_ns: t.0,
-                moved_ns: t.1,
-                asked_ns: t.2,
-                settled_since_ns: t.3,
-                connect_ns: t.4,
-                up,
-                down,
+        let ids = any::<(u64, u64)>();
+        let story = any::<(u64, u8, Option<bool>)>();
+        (ids, names, client, times, story, half(), half()).prop_map(
+            |((id, snapshot), (listener, canary, backend), client, t, story, up, down)| {
+                SessionRecord {
+                    id,
+                    snapshot,
+                    listener,
+                    canary,
+                    backend,
+                    client,
+                    accepted_ns: t.0,
+                    moved_ns: t.1,
+                    asked_ns: t.2,
+                    settled_since_ns: t.3,
+                    connect_ns: t.4,
+                    opened_ns: story.0,
+                    attempts: story.1,
+                    backend_first: story.2,
+                    up,
+                    down,
+                }
             },
         )
     }
@@ -420,6 +442,22 @@ mod tests {
         let mut bytes = Message::Done.encode().unwrap();
         bytes[8..16].fill(0xff);
         assert!(matches!(read(&bytes), Err(Fault::TooLong(_))));
+    }
+
+    #[test]
+    fn keys_that_came_later_may_be_missing() {
+        let half = r#"{"bytes":1,"eof":true,"finished":true,"tail_bytes":0}"#;
+        let text = format!(
+            r#"{{"Sessions":[{{"id":7,"snapshot":1,"listener":"l","canary":false,"backend":null,
+            "client":null,"accepted_ns":1,"moved_ns":2,"asked_ns":null,"settled_since_ns":3,
+            "connect_ns":4,"up":{half},"down":{half}}}]}}"#
+        );
+        let head = Head { text_bytes: u32::try_from(text.len()).unwrap(), raw_bytes: 0 };
+        let Ok(Message::Sessions(sessions)) = Message::decode(head, text.as_bytes()) else {
+            panic!("{text}")
+        };
+        let first = &sessions[0];
+        assert_eq!((first.opened_ns, first.attempts, first.backend_first), (0, 0, None));
     }
 
     #[test]

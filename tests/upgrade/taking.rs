@@ -97,6 +97,9 @@ impl New {
             asked_ns: None,
             settled_since_ns: ringway::driver::sys::now().0,
             connect_ns: 1,
+            opened_ns: 1,
+            attempts: 1,
+            backend_first: None,
             up: half(unsent),
             down: half(b""),
         };

@@ -75,7 +75,7 @@ impl Facts {
     pub(super) fn reasons_shown(&self) -> impl Iterator<Item = (usize, &'static str)> + '_ {
         let all = EndReason::ALL.iter().enumerate();
         let shown = all.filter(|(at, reason)| {
-            reason.is_fault() || self.routes.iter().any(|route| route.ended[*at] > 0)
+            reason.whose().is_ours() || self.routes.iter().any(|route| route.ended[*at] > 0)
         });
         shown.map(|(at, reason)| (at, reason.label()))
     }

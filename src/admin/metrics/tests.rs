@@ -153,7 +153,8 @@ fn what_the_config_names_is_shown_before_anything_happened() {
         for name in ["sessions", "sessions_opened_total", "connect_failed_total"] {
             assert_eq!(value(&text, &format!("ringway_{name}{{{labels}}}")), 0.0);
         }
-        for reason in EndReason::ALL.iter().map(|reason| (reason.is_fault(), reason.label())) {
+        for reason in EndReason::ALL.iter().map(|reason| (reason.whose().is_ours(), reason.label()))
+        {
             let series =
                 format!("ringway_sessions_ended_total{{{labels},reason=\"{}\"}}", reason.1);
             assert_eq!(text.contains(&series), reason.0, "{series}");

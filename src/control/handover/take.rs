@@ -191,7 +191,7 @@ impl Legacy {
         (config, hello.held.iter().map(|(lane, until_ns)| (*lane, Time(*until_ns))).collect())
     }
 
-    /// Number of the first snapshot, lower 48 bits of the first session's id, and which of a line of processes this is.
+    /// Number of the first snapshot, lower 40 bits of the first session's id, and which of a line of processes this is.
     pub(in crate::control) fn firsts(&self) -> (u64, u64, u64) {
         self.from.as_ref().map_or((1, 1, 1), |Predecessor { hello, .. }| {
             let next = |n: u64| n.saturating_add(1);

@@ -49,6 +49,23 @@ pub(super) fn a_client_has_an_address<H: Harness>(stage: &mut Stage<H>) {
     stage.close(other);
 }
 
+pub(super) fn a_connection_to_a_backend_begins_somewhere<H: Harness>(stage: &mut Stage<H>) {
+    let (near, mut far) = stage.backend(key(1, 0));
+    let (other, _other_far) = stage.backend(key(2, 0));
+    let address = stage.driver().local_address(&near.socket).unwrap();
+    assert_ne!(address.port(), 0);
+    assert_ne!(Ok(address), stage.driver().local_address(&other.socket));
+    far.finish();
+    stage.turn(5);
+    assert_eq!(
+        stage.driver().local_address(&near.socket),
+        Ok(address),
+        "also when it has finished"
+    );
+    stage.close(near);
+    stage.close(other);
+}
+
 pub(super) fn a_client_who_left_can_be_closed<H: Harness>(stage: &mut Stage<H>) {
     let listens = stage.h.listen(LISTENER);
     let far = stage.h.client(LISTENER);

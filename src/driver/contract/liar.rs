@@ -379,6 +379,10 @@ impl<H: Harness> Driver for Liar<H> {
         self.h.driver_ref().client_address(socket)
     }
 
+    fn local_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
+        self.h.driver_ref().local_address(socket)
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         let late_ms = if self.lie == Lie::IsLate { 300 } else { 0 };
         self.inner().turn(until.map(|until| until.plus_ms(late_ms)))

@@ -474,6 +474,10 @@ impl Driver for Epoll {
         sys::far_address(socket.0)
     }
 
+    fn local_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
+        sys::near_address(socket.0)
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         let sleep_ms = self.sleep_ms(until);
         let room = i32::try_from(self.events.len()).unwrap_or(i32::MAX);

@@ -183,6 +183,12 @@ impl Conn {
     }
 
     /// The far end's address.
+    /// Its address on Ringway's side.
+    pub(super) fn local(&self) -> SocketAddr {
+        let [_, a, b, c] = self.id.0.to_be_bytes();
+        SocketAddr::from(([11, a, b, c], 50_000))
+    }
+
     pub(super) fn address(&self) -> SocketAddr {
         match self.role {
             Role::Backend(address) => address,

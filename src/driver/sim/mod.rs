@@ -436,6 +436,13 @@ impl Driver for Sim {
         address
     }
 
+    fn local_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
+        let number = self.asked("tell the local address", socket);
+        let world = self.world.borrow();
+        let conn = world.conn_at(number).filter(|conn| !conn.dead);
+        conn.map(conn::Conn::local).ok_or(Errno(libc::ENOTCONN))
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         self.counters.enters += 1;
         self.check_buffers();

@@ -491,6 +491,10 @@ impl Driver for Uring {
         sys::far_address(socket.0)
     }
 
+    fn local_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
+        sys::near_address(socket.0)
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         self.window.refill(&mut self.pool);
         // Looked at before the kernel is entered, which moves what did not fit to where there is room by now.

@@ -1,8 +1,8 @@
 //! A parcel as what another process is told of it, and back: names in place of places in a config.
 
-use super::{Half, Parcel};
+use super::{Half, Parcel, Story};
 use crate::driver::Socket;
-use crate::event::Arm;
+use crate::event::{Arm, First};
 use crate::policy::snapshot::{BackendIndex, Snapshot};
 use crate::time::Time;
 use crate::wire::handover::{HalfRecord, SessionRecord};
@@ -32,7 +32,10 @@ impl Parcel {
             moved_ns: self.moved.0,
             asked_ns: self.asked.map(|at| at.0),
             settled_since_ns: self.settled_since.0,
-            connect_ns: self.connect_ns,
+            connect_ns: self.story.connect_ns,
+            opened_ns: self.story.opened_ns,
+            attempts: self.story.attempts,
+            backend_first: self.story.first.map(|first| first == First::Backend),
             up: half(up)?,
             down: half(down)?,
         })
@@ -50,6 +53,7 @@ impl Parcel {
     ) -> Result<Self, String> {
         let (listener, backend) = places(&record, &snapshot)?;
         snapshot.seat(usize::from(listener));
+        let story = story(&record);
         let half = |record: HalfRecord| {
             let (bytes, eof, finished, tail) = record.into_parts();
             Half { tail, bytes, eof, finished }
@@ -63,7 +67,7 @@ impl Parcel {
             moved: Time(record.moved_ns),
             asked: record.asked_ns.map(Time),
             settled_since: Time(record.settled_since_ns),
-            connect_ns: record.connect_ns,
+            story,
             backend,
             listener,
             arm: if record.canary { Arm::Canary } else { Arm::Stable },
@@ -100,6 +104,22 @@ impl Parcel {
     pub fn release(self) {
         self.snapshot.leave(usize::from(self.listener));
         drop(self.ends.map(Socket::into_owned));
+    }
+}
+
+/// What its line will tell. A process that does not say which end finished first says at least which one has.
+fn story(record: &SessionRecord) -> Story {
+    let seen = match (record.up.eof(), record.down.eof()) {
+        (true, false) => Some(false),
+        (false, true) => Some(true),
+        _ => None,
+    };
+    let first = |backend| if backend { First::Backend } else { First::Client };
+    Story {
+        connect_ns: record.connect_ns,
+        opened_ns: record.opened_ns,
+        attempts: record.attempts,
+        first: record.backend_first.or(seen).map(first),
     }
 }
 
@@ -156,6 +176,9 @@ mod tests {
             asked_ns: Some(15),
             settled_since_ns: 30,
             connect_ns: 4,
+            opened_ns: 1005,
+            attempts: 2,
+            backend_first: Some(true),
             up: half(1, b"unsent"),
             down: half(2, b""),
         }
@@ -176,6 +199,21 @@ mod tests {
         parcel.release();
         assert_eq!(snapshot.taken(), [0, 0, 0], "and gives it back");
         assert!(far.read(&mut [0]).is_ok_and(|n| n == 0) || far.write_all(b"y").is_err());
+    }
+
+    #[test]
+    fn who_finished_first_is_told_also_of_a_process_that_did_not_say_so() {
+        let half = |eof| HalfRecord::new(0, eof, eof, vec![]).unwrap();
+        let with = |backend_first, up, down| {
+            let record =
+                SessionRecord { backend_first, up: half(up), down: half(down), ..record() };
+            story(&record).first
+        };
+        assert_eq!(with(Some(true), true, true), Some(First::Backend));
+        assert_eq!(with(Some(false), true, true), Some(First::Client));
+        assert_eq!(with(None, true, false), Some(First::Client));
+        assert_eq!(with(None, false, true), Some(First::Backend));
+        assert_eq!((with(None, true, true), with(None, false, false)), (None, None));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::run::Run;
 use crate::config::{OnBackendFail, limits};
 use crate::driver::sim::{ConnId, Fate, Fault, Rate, Record, Role, Sim, World};
 use crate::driver::{Driver, Side};
-use crate::event::{Arm, EndReason, Ended};
+use crate::event::{Arm, EndReason, Ended, First};
 use crate::shard::Shard;
 use crate::tally::ShardTally;
 use crate::time::Time;
@@ -256,6 +256,14 @@ fn journal(run: &Run) -> Result<BTreeMap<ConnId, &Ended>, Broken> {
         let (up, down) = (ended.up_bytes, ended.down_bytes);
         if taken != (up, down) && !(failed && taken.0 >= up && taken.1 >= down) {
             return Err((Property::Journal, format!("{taken:?} were taken: {ended:?}")));
+        }
+        let was_read = match ended.first {
+            Some(First::Client) => client.near.end_seen,
+            Some(First::Backend) => backend.is_some_and(|it| it.near.end_seen),
+            None => ended.why != EndReason::Finished,
+        };
+        if !was_read {
+            return Err((Property::Journal, format!("it is not so who finished first: {ended:?}")));
         }
         if ended.why == EndReason::ShardFailed && !failed {
             return Err((Property::Carried, format!("lost on its way: {ended:?}")));

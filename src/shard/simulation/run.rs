@@ -5,7 +5,7 @@ use super::plan::{Plan, Told, When};
 use crate::config::Name;
 use crate::driver::sim::{Shared, Sim, World};
 use crate::driver::{Driver, ListenerId, Socket};
-use crate::event::{EndReason, Ended};
+use crate::event::{EndReason, Ended, session_id};
 use crate::policy::snapshot::Snapshot;
 use crate::shard::mailbox::{Mail, Order, Report};
 use crate::shard::placement::{Load, Neighbour};
@@ -293,7 +293,7 @@ impl Run {
                 self.send(from, Order::Evict(to));
             }
             Told::Move { born, nth, to } => {
-                let session = (born as u64) << 48 | nth;
+                let session = session_id(born, nth);
                 for at in 0..self.members.len() {
                     let to = self.members[to].home.clone();
                     self.send(at, Order::Move { session, to, told: None });

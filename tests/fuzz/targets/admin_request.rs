@@ -12,7 +12,7 @@ const PATHS: [(&str, &str); 4] = [
     ("POST", "/api/v1/reload"),
     ("PUT", "/api/v1/listeners/orders/canary"),
     ("PUT", "/api/v1/datapath"),
-    ("POST", "/api/v1/sessions/281474976710657/move"),
+    ("POST", "/api/v1/sessions/1099511627777/move"),
 ];
 
 // The first byte chooses one of the paths, and the rest is the body; or the rest is a method and a path, each ended by
