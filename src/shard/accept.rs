@@ -54,6 +54,8 @@ pub(super) struct Arrivals {
     waiting: VecDeque<(Socket, Seat)>,
     /// How many were looked at in this turn.
     looked: u32,
+    /// More waited than may begin in a turn, and some of them still do.
+    crowded: bool,
 }
 
 impl Arrivals {
@@ -257,12 +259,17 @@ impl<D: Driver> Shard<D> {
         self.refuse(client);
     }
 
-    /// Begins sessions of clients that have come. Those that have left already cost no backend.
+    /// Begins sessions of clients that have come. In a crowd those that have left already cost no backend; else nobody is
+    /// asked, for that is a call into the kernel, and a receive says it soon enough.
     pub(super) fn admit(&mut self) {
+        let waiting = self.arrivals.waiting.len();
+        let goes_on = self.arrivals.crowded && waiting > 0;
+        let crowded = goes_on || waiting > limits::BEGINNINGS_PER_TURN_MAX as usize;
+        self.arrivals.crowded = crowded;
         let mut begun = 0;
         while begun < limits::BEGINNINGS_PER_TURN_MAX {
             let Some((first, _)) = self.arrivals.look() else { break };
-            let left = self.driver.take_error(first).is_err();
+            let left = crowded && self.driver.take_error(first).is_err();
             let Some((client, seat)) = self.arrivals.waiting.pop_front() else { break };
             begun += u32::from(!left);
             self.begin(client, seat, left.then_some(EndReason::ClientLeft));
