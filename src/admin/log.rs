@@ -8,7 +8,7 @@ use crate::time::Time;
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tracing::Subscriber;
@@ -58,12 +58,15 @@ impl SessionLog {
     pub fn start(journal: Receiver<Ended>, board: Arc<Board>) -> io::Result<Self> {
         let mut writer = Writer { journal, board, seen: 0, faults: Faults::default() };
         let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
-            while writer.drain() {
-                // Waiting on the channel would have the next shard that ends a session wake this thread: a system
-                // call on the data path. So it looks by itself.
+            while let Some(first) = writer.wait() {
+                // Whoever ends a session while this waits must wake it, by a system call on the data path: those that
+                // end now find it asleep otherwise. Looking by itself all the time would stop a shard on its CPU for as
+                // often.
                 #[expect(clippy::disallowed_methods, reason = "its own thread; see above")]
                 std::thread::sleep(Duration::from_millis(limits::JOURNAL_PAUSE_MS));
+                writer.write(&first);
             }
+            writer.faults.close();
         })?;
         Ok(Self { thread })
     }
@@ -126,19 +129,25 @@ impl Faults {
 }
 
 impl Writer {
-    /// Writes what waits. Whether more may come.
-    fn drain(&mut self) -> bool {
+    /// Waits for a record. `None`: no more will come.
+    fn wait(&mut self) -> Option<Ended> {
+        while self.faults.left_out > 0 {
+            match self.journal.recv_timeout(Duration::from_secs(1)) {
+                Ok(ended) => return Some(ended),
+                Err(RecvTimeoutError::Timeout) => self.faults.look(sys::now()),
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        self.journal.recv().ok()
+    }
+
+    /// Writes a record and those that wait behind it.
+    fn write(&mut self, first: &Ended) {
         let every = u64::from(self.board.snapshot.load().config.log.session_every);
         self.faults.look(sys::now());
-        loop {
-            match self.journal.try_recv() {
-                Ok(ended) => self.take(&ended, every),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => {
-                    self.faults.close();
-                    return false;
-                }
-            }
+        self.take(first, every);
+        while let Ok(ended) = self.journal.try_recv() {
+            self.take(&ended, every);
         }
     }
 

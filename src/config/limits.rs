@@ -293,7 +293,7 @@ pub const ADMIN_LINGER_BYTES_MAX: usize = 1 << 20;
 pub const ADMIN_LAST_ASK_MS: u64 = 50;
 /// How long admin answers that are under way may hold up a stop.
 pub const ADMIN_STOP_MS_MAX: u64 = 500;
-/// How long the writer of session lines sleeps between looks at the journal: it is never woken by a shard.
+/// How long the writer of session lines sleeps when a record has come: those that follow wake it no more.
 pub const JOURNAL_PAUSE_MS: u64 = 20;
 
 /// Orders that rest in one book of the embedded order engine.

@@ -95,11 +95,27 @@ fn every_nth_session_is_written_and_a_reload_changes_n() {
         config.log.session_every = every;
         board.snapshot.store(Arc::new(crate::policy::snapshot::Snapshot::new(config, None)));
         (0..30).for_each(|session| send.try_send(ended(session)).unwrap());
-        assert!(writer.drain());
+        let first = writer.wait().expect("one was sent");
+        writer.write(&first);
         assert_eq!(board.journal_written.load(Relaxed), expected, "1 of {every}");
     }
     drop(send);
-    assert!(!writer.drain());
+    assert!(writer.wait().is_none());
+}
+
+#[test]
+fn what_was_left_out_is_told_though_nothing_follows() {
+    let (send, journal) = mpsc::sync_channel(100);
+    let (left_out, began) = (3, sys::now());
+    let faults = Faults { began, written: 0, left_out };
+    let mut writer = Writer { journal, board: harness::board(0), seen: 0, faults };
+    let later = std::thread::spawn(move || {
+        std::thread::park_timeout(Duration::from_millis(1500));
+        drop(send);
+    });
+    let text = written(LogFormat::Human, LogLevel::Warn, || assert!(writer.wait().is_none()));
+    later.join().unwrap();
+    assert!(text.contains("sessions=3"), "{text}");
 }
 
 #[test]
@@ -111,11 +127,13 @@ fn faults_are_warnings_and_a_flood_of_them_is_bounded() {
     let text = written(LogFormat::Human, LogLevel::Warn, || {
         (0..30).for_each(|_| send.send(refused()).unwrap());
         (0..30).for_each(|session| send.send(ended(session)).unwrap());
-        assert!(writer.drain());
+        let first = writer.wait().expect("one was sent");
+        writer.write(&first);
         assert_eq!(writer.faults.left_out, 10);
         writer.faults.look(writer.faults.began.plus_ms(1000));
         send.send(refused()).unwrap();
-        writer.drain();
+        let first = writer.wait().expect("one was sent");
+        writer.write(&first);
     });
     let lines: Vec<&str> = text.lines().collect();
     let is_session = |line: &&&str| line.contains("WARN") && line.contains("connect_refused");
@@ -131,7 +149,8 @@ fn at_level_info_every_session_has_its_line_also_in_a_flood_of_faults() {
     let text = written(LogFormat::Human, LogLevel::Info, || {
         let gone = |session| Ended { why: EndReason::BackendVanished, ..ended(session) };
         (0..30).for_each(|session| send.send(gone(session)).unwrap());
-        writer.drain();
+        let first = writer.wait().expect("one was sent");
+        writer.write(&first);
     });
     assert_eq!(text.lines().filter(|line| line.contains("backend_vanished")).count(), 30, "{text}");
     assert_eq!(text.lines().filter(|line| line.contains("WARN")).count(), 20, "{text}");

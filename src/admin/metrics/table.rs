@@ -274,7 +274,7 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     counter(
         "ringway_refused_total",
         &["shard", "path", "why"],
-        "Clients turned away: full (a sessions_max was reached).",
+        "Clients turned away: full (a sessions_max was reached, or the shard or listener they came to was going).",
         |f, s| s.shard_cases(f, "full", |t| &t.refused_full),
     ),
     counter(
