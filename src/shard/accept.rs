@@ -259,8 +259,8 @@ impl<D: Driver> Shard<D> {
         self.refuse(client);
     }
 
-    /// Begins sessions of clients that have come. In a crowd those that have left already cost no backend; else nobody is
-    /// asked, for that is a call into the kernel, and a receive says it soon enough.
+    /// Begins sessions of clients that have come. In a crowd those that have left already cost no backend; else nobody
+    /// is asked, for that is a call into the kernel, and a receive says it soon enough.
     pub(super) fn admit(&mut self) {
         let waiting = self.arrivals.waiting.len();
         let goes_on = self.arrivals.crowded && waiting > 0;
