@@ -59,9 +59,9 @@ impl SessionLog {
         let mut writer = Writer { journal, board, seen: 0, faults: Faults::default() };
         let thread = std::thread::Builder::new().name("ringway-log".into()).spawn(move || {
             while let Some(first) = writer.wait() {
-                // Whoever ends a session while this waits must wake it, by a system call on the data path: those that
-                // end now find it asleep otherwise. Looking by itself all the time would stop a shard on its CPU for as
-                // often.
+                // A shard that ends a session while this waits has to wake it, by a system call on the data path. While
+                // it sleeps here none has to, so a burst costs one. Looking by itself all the time instead would
+                // interrupt a shard on the same CPU as often as it looks.
                 #[expect(clippy::disallowed_methods, reason = "its own thread; see above")]
                 std::thread::sleep(Duration::from_millis(limits::JOURNAL_PAUSE_MS));
                 writer.write(&first);

@@ -88,6 +88,7 @@ pub(super) fn verdicts(results: &[Result]) -> String {
         let better = gate.measure.better();
         let verdict = gates::judge(ratio, better, gate.percent);
         held += usize::from(verdict == Verdict::Yes);
+        let [middle, interval] = shown(ratio, "-");
         let sign = if better == Better::Less { "<=" } else { ">=" };
         put(
             &mut out,
@@ -96,8 +97,8 @@ pub(super) fn verdicts(results: &[Result]) -> String {
                 gate.name,
                 gate.describe(),
                 format!("{sign} {:.2}", gates::bound(better, gate.percent)),
-                ratio.map_or_else(|| "-".into(), |r| format!("{:.3}", r.median)),
-                ratio.map_or_else(|| "-".into(), interval),
+                middle,
+                interval,
                 verdict.label()
             ),
         );
@@ -155,6 +156,7 @@ pub(super) fn idle(found: &Idle) -> String {
     for eager in rows.iter().filter(|row| row.low_latency) {
         for asleep in rows.iter().filter(|row| !row.low_latency) {
             let ratio = gates::ratio(&eager.first_us, &asleep.first_us);
+            let [middle, interval] = shown(ratio, "-");
             put(
                 &mut out,
                 format_args!(
@@ -162,8 +164,8 @@ pub(super) fn idle(found: &Idle) -> String {
                     "first turn of",
                     eager.name,
                     format!("to {}", asleep.name),
-                    ratio.map_or_else(|| "-".into(), |r| format!("{:.3}", r.median)),
-                    ratio.map_or_else(|| "-".into(), interval),
+                    middle,
+                    interval,
                     gates::no_slower(ratio).label()
                 ),
             );
@@ -240,6 +242,7 @@ fn lines(out: &mut String, label: &str, rows: &[(&str, Vec<f64>)]) {
     for (at, (name, rounds)) in rows.iter().enumerate() {
         let values: Vec<f64> = rounds.iter().copied().filter(|value| value.is_finite()).collect();
         let ratio = if at == 0 { None } else { gates::ratio(rounds, &rows[0].1) };
+        let [middle, interval] = shown(ratio, "");
         put(
             out,
             format_args!(
@@ -248,15 +251,19 @@ fn lines(out: &mut String, label: &str, rows: &[(&str, Vec<f64>)]) {
                 gates::median(&values).map_or_else(|| "-".into(), number),
                 gates::spread(&values)
                     .map_or_else(|| "-".into(), |part| format!("{:.0} %", part * 100.0)),
-                ratio.map_or_else(String::new, |r| format!("{:.3}", r.median)),
-                ratio.map_or_else(String::new, interval)
+                middle,
+                interval
             ),
         );
     }
 }
 
-fn interval(ratio: Ratio) -> String {
-    format!("{:.3}..{:.3}", ratio.low, ratio.high)
+/// A ratio and its interval, or `none` for both.
+fn shown(ratio: Option<Ratio>, none: &str) -> [String; 2] {
+    ratio.map_or_else(
+        || [none, none].map(str::to_owned),
+        |r| [format!("{:.3}", r.median), format!("{:.3}..{:.3}", r.low, r.high)],
+    )
 }
 
 /// Nanoseconds as milliseconds, short.

@@ -1,10 +1,8 @@
 //! What is wrong with a config, in words that say where, what and what would be right.
 
+use super::limits;
 use std::fmt;
 use toml::Value;
-
-/// Longest text of a value or key that a fault repeats; the rest is cut, for a log line is read by people.
-const SHOWN_CHARS_MAX: usize = 80;
 
 /// One thing wrong with a config.
 ///
@@ -82,10 +80,11 @@ pub(super) fn shown(value: &Value) -> String {
 }
 
 /// A key as it stands in a path: bare, or quoted where TOML would need quotes.
-pub(super) fn shown_key(key: &str) -> String {
+pub(crate) fn shown_key(key: &str) -> String {
     let bare =
         !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
-    if bare { cut(key) } else { format!("{:?}", cut(key)) }
+    let key = cut(key);
+    if bare { key } else { format!("{key:?}") }
 }
 
 /// The known word that `wrong` was probably meant to be.
@@ -94,7 +93,7 @@ pub(super) fn nearest<'k>(
     known: impl IntoIterator<Item = &'k str>,
 ) -> Option<&'k str> {
     // The distance takes memory in proportion to both lengths, and nobody mistypes a name into a page.
-    if wrong.len() > super::limits::NAME_CHARS_MAX {
+    if wrong.len() > limits::NAME_CHARS_MAX {
         return None;
     }
     known
@@ -105,8 +104,9 @@ pub(super) fn nearest<'k>(
         .map(|(_, word)| word)
 }
 
-fn cut(text: &str) -> String {
-    match text.char_indices().nth(SHOWN_CHARS_MAX) {
+/// A text that does not fill a page.
+pub(crate) fn cut(text: &str) -> String {
+    match text.char_indices().nth(limits::SHOWN_CHARS_MAX) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }

@@ -84,8 +84,8 @@ pub const SPARE_DESCRIPTORS_PART: u64 = 4;
 pub const CONFIG_BYTES_MAX: u64 = 1 << 20;
 /// Changes that the answer to a reload names.
 pub const CHANGES_SHOWN: usize = 50;
-/// Characters of a value that it names.
-pub const CHANGE_CHARS_MAX: usize = 80;
+/// Longest text of a key or value that a fault or a change of a config repeats: a log line is read by people.
+pub const SHOWN_CHARS_MAX: usize = 80;
 /// Characters of a name.
 pub const NAME_CHARS_MAX: usize = 64;
 

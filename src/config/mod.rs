@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
-mod fault;
+pub(crate) mod fault;
 pub mod file;
 mod inherited;
 pub mod limits;

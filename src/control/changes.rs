@@ -1,5 +1,6 @@
 //! What a reload changes, key by key, in the words of the file: what was, what is, and from when on it holds.
 
+use crate::config::fault::{cut, shown_key};
 use crate::config::{Backend, Config, Pool, file, limits};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -80,13 +81,10 @@ impl Settings {
     }
 
     /// What of `new` is not so yet; from now on it is, but for what waits for a restart.
-    pub(super) fn go_over(&mut self, new: &Config) {
-        let new = Self::of(new);
+    pub(super) fn go_over(&mut self, new: Self) {
         let waits = |key: &str| When::of(key) == When::Restart;
         self.0.retain(|key, _| waits(key));
-        self.0.extend(
-            new.0.iter().filter(|(key, _)| !waits(key)).map(|(k, v)| (k.clone(), v.clone())),
-        );
+        self.0.extend(new.0.into_iter().filter(|(key, _)| !waits(key)));
     }
 }
 
@@ -149,13 +147,7 @@ fn backends(before: &Pool, now: &Pool) -> Vec<Change> {
     let in_both = |backend: &Backend, other: &Pool| -> Option<Backend> {
         other.backends.iter().find(|of| of.address == backend.address).cloned()
     };
-    // As the key of a setting has it.
-    let name = if before.name.contains('.') {
-        format!("{:?}", before.name)
-    } else {
-        before.name.to_string()
-    };
-    let key = format!("pools.{name}.backends");
+    let key = format!("pools.{}.backends", shown_key(&before.name));
     let is_new = |backend: &&Backend| in_both(backend, before).is_none();
     let is_gone = |backend: &&Backend| in_both(backend, now).is_none();
     let gone = before.backends.iter().filter(is_gone).map(|b| format!("-{}", b.address));
@@ -203,22 +195,19 @@ fn groups(settings: &Settings) -> BTreeSet<String> {
     settings.0.keys().filter_map(|key| group(key)).map(str::to_owned).collect()
 }
 
-/// A value that does not fill a page.
-fn cut(value: &str) -> String {
-    match value.char_indices().nth(limits::CHANGE_CHARS_MAX) {
-        Some((at, _)) => format!("{}...", &value[..at]),
-        None => value.to_owned(),
-    }
-}
-
-/// What a reload changes, but for what has a sentence of its own.
-pub(super) fn of_reload(in_force: &Settings, running: &Config, new: &Config) -> Vec<Change> {
+/// What a reload changes, but for what has a sentence of its own. `said`: what `new` says of every setting.
+pub(super) fn of_reload(
+    in_force: &Settings,
+    said: &Settings,
+    running: &Config,
+    new: &Config,
+) -> Vec<Change> {
     let has_sentence = |key: &str| {
         key.starts_with("data_path")
             || key == "shards.busy_poll_us"
             || key.ends_with(".canary_percent")
     };
-    changes(in_force, &Settings::of(new), (running, new), has_sentence)
+    changes(in_force, said, (running, new), has_sentence)
 }
 
 /// What is told of a reload after which all that is in force is as before. A change may still come to nothing: of a
@@ -358,7 +347,7 @@ mod tests {
         let first = parse(&text("")).unwrap();
         let new = parse(&text("[log]\nlevel = \"warn\"\nsession_every = 2")).unwrap();
         let mut in_force = Settings::of(&first);
-        in_force.go_over(&new);
+        in_force.go_over(Settings::of(&new));
         let again = |config: &Config| {
             sentences(&changes(&in_force, &Settings::of(config), (config, config), |_| false))
         };
@@ -377,7 +366,7 @@ mod tests {
         assert_eq!(all.len(), 2, "{all:?}");
         assert!(all[0].ends_with(", and 11 more"), "{}", all[0]);
         assert_eq!(all[1], "waits for a restart: log.level: \"info\" -> \"warn\"");
-        assert_eq!(cut(&"x".repeat(500)).len(), limits::CHANGE_CHARS_MAX + 3);
+        assert_eq!(cut(&"x".repeat(500)).len(), limits::SHOWN_CHARS_MAX + 3);
     }
 
     /// Every kind of change to the reference: what waits for a restart is just what a reload keeps as it was.

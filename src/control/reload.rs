@@ -31,10 +31,10 @@ pub(super) fn plan(file: &Config, running: &Config, new: &Config) -> Plan {
     }
     let of = |c: &Config| (c.data_path, c.data_path_percent);
     let data_path = (of(file) != of(new)).then_some(of(new));
-    let favours = |c: &Config| (c.shards.napi_busy_poll_us, c.shards.fifo_priority, c.shards.steer);
     // What waits for a restart stays as it is: `changes` names it.
-    let shards = &mut config.shards;
-    (shards.napi_busy_poll_us, shards.fifo_priority, shards.steer) = favours(running);
+    config.shards.napi_busy_poll_us = running.shards.napi_busy_poll_us;
+    config.shards.fifo_priority = running.shards.fifo_priority;
+    config.shards.steer = running.shards.steer;
     config.admin.clone_from(&running.admin);
     (config.log.format, config.log.level) = (running.log.format, running.log.level);
     config.limits.buffer_bytes = running.limits.buffer_bytes;

@@ -307,10 +307,11 @@ impl Supervisor {
     fn apply(&mut self, new: Config) -> Result<String, Vec<String>> {
         let before = self.board.snapshot.load_full();
         let Plan { config, data_path } = reload::plan(&self.as_read, &before.config, &new);
-        let changes = changes::of_reload(&self.in_force, &before.config, &new);
+        let said = Settings::of(&new);
+        let changes = changes::of_reload(&self.in_force, &said, &before.config, &new);
         let config = within_descriptors(config, before.config.limits.sessions_max);
         if config == before.config && data_path.is_none() {
-            self.in_force.go_over(&new);
+            self.in_force.go_over(said);
             self.as_read = new;
             return Ok(changes::told_of_nothing(&changes));
         }
@@ -335,7 +336,7 @@ impl Supervisor {
         what.extend(reload::canaries(&before.config, config));
         self.board.snapshot.store(Arc::clone(&next));
         self.serve_new(opened);
-        self.in_force.go_over(&new);
+        self.in_force.go_over(said);
         self.as_read = new;
         Ok(changes::told(what, &changes))
     }

@@ -362,23 +362,26 @@ pub(in crate::driver) fn close(fd: i32) {
 
 /// The address of the other end.
 pub(in crate::driver) fn far_address(fd: i32) -> Result<SocketAddr, Errno> {
-    let mut raw = RawAddress::empty();
-    #[expect(clippy::cast_possible_truncation, reason = "the size of a small struct")]
-    let mut len = size_of_val(&raw.storage) as libc::socklen_t;
-    // SAFETY: both out-parameters outlive the call and `len` is the size of the first.
-    check(unsafe { libc::getpeername(fd, (&raw mut raw.storage).cast(), &raw mut len) })?;
-    raw.decode().ok_or(Errno(libc::EAFNOSUPPORT))
+    // SAFETY: `address_by` passes out-parameters that outlive the call, the second being the size of the first.
+    address_by(|address, len| unsafe { libc::getpeername(fd, address, len) })
 }
 
 /// The address of this end.
 pub(in crate::driver) fn near_address(fd: i32) -> Result<SocketAddr, Errno> {
+    // SAFETY: as above.
+    let near = address_by(|address, len| unsafe { libc::getsockname(fd, address, len) })?;
+    // A socket that was taken apart has the port 0.
+    if near.port() == 0 { Err(Errno(libc::ENOTCONN)) } else { Ok(near) }
+}
+
+fn address_by(
+    ask: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int,
+) -> Result<SocketAddr, Errno> {
     let mut raw = RawAddress::empty();
     #[expect(clippy::cast_possible_truncation, reason = "the size of a small struct")]
     let mut len = size_of_val(&raw.storage) as libc::socklen_t;
-    // SAFETY: both out-parameters outlive the call and `len` is the size of the first.
-    check(unsafe { libc::getsockname(fd, (&raw mut raw.storage).cast(), &raw mut len) })?;
-    // A socket that was taken apart has the port 0.
-    raw.decode().filter(|address| address.port() != 0).ok_or(Errno(libc::ENOTCONN))
+    check(ask((&raw mut raw.storage).cast(), &raw mut len))?;
+    raw.decode().ok_or(Errno(libc::EAFNOSUPPORT))
 }
 
 /// An eventfd: what wakes a driver from another thread. Closed when the last owner drops it.
