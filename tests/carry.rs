@@ -337,6 +337,14 @@ fn five_thousand_idle_sessions_go_to_epoll_and_back() {
         assert!(after < bound, "{before} KiB before, {after} KiB after, {bound} are allowed");
         first.get_or_insert(after);
     }
+    let paused = |label: &str| program.metric("ringway_pause_seconds_bucket", label);
+    let (of, at_most) = (paused("le=\"+Inf\""), |le| paused(&format!("le=\"{le}\"")));
+    println!(
+        "{of} moves of a session at rest: {} paused for at most 0.1 ms, {} for 1 ms",
+        at_most("0.0001"),
+        at_most("0.001")
+    );
+    assert_eq!(of, 6.0 * SESSIONS as f64);
     assert_eq!(program.metric("ringway_moves_total", "failed"), 0.0);
     assert_eq!(clients.len(), opened.load(SeqCst));
 }

@@ -222,7 +222,11 @@ pub const LISTED_SLOTS_MAX: u32 = 1000;
 /// And by default.
 pub const LISTED_SLOTS_DEFAULT: u32 = 200;
 /// Sessions of one shard that come to rest at once: each pause stays short.
-pub const SETTLING_MAX: usize = 32;
+pub const SETTLING_MAX: usize = 8;
+/// Sessions at rest that may be on their way to one shard: none waits behind many.
+pub const COMING_MAX: u32 = 8;
+/// After how long a shard looks again whether another wants more of its sessions.
+pub const COMING_LOOK_MS: u64 = 1;
 /// Least age of a session that is ended because no backend could be reached: a client that comes back at once in a loop
 /// is slowed down, and its connect(2) is over before it hears the answer.
 pub const REFUSE_AFTER_MS: u64 = 10;

@@ -300,7 +300,7 @@ impl<D: Driver> Shard<D> {
     fn wake_at(&self) -> (Time, Option<Time>) {
         let latest = self.now.plus_ms(limits::SLEEP_MS_MAX);
         let upkeep = Some(self.upkeep_at).filter(|_| !self.parts.ticked);
-        let own = [self.timers.next(), self.next_gate(), self.next_retry(), self.relief.at, upkeep];
+        let own = [self.timers.next(), self.next_gate(), self.next_move(), self.relief.at, upkeep];
         let due = own.into_iter().chain([self.stock.next(self.now)]).flatten().min();
         let due = if self.arrivals.is_empty() { due } else { Some(self.now) };
         let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;

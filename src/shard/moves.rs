@@ -22,6 +22,8 @@ pub(super) struct Moves {
     evict_to: Arc<[Neighbour]>,
     /// Those whose turn comes later.
     waiting: VecDeque<(Key, Neighbour)>,
+    /// When the next of them is looked at again that could not go.
+    look_at: Option<Time>,
     /// Those that come to rest.
     settling: Vec<(Key, Neighbour)>,
     /// Those that came back when there was no room for them here either.
@@ -34,6 +36,13 @@ impl Moves {
     pub(super) fn stay(&mut self) {
         self.evict_to = Arc::default();
         self.waiting.clear();
+    }
+
+    /// Lets none go there any more whom nobody sent there by name: it has left.
+    fn forget(&mut self, gone: &Neighbour) {
+        let heirs = self.evict_to.iter();
+        self.evict_to =
+            heirs.filter(|heir| !Arc::ptr_eq(&heir.load, &gone.load)).cloned().collect();
     }
 
     /// Whether all are to go, and those too that begin here.
@@ -64,12 +73,16 @@ fn promise(
     if !to.load.promise() {
         return Err(parcel);
     }
+    if home.is_some() {
+        to.load.sent();
+    }
     to.mail.send(Order::Attach(parcel, home)).map_err(|unsent| {
         to.load.sub();
-        match unsent {
-            Order::Attach(parcel, _) => parcel,
-            _ => unreachable!("what was sent comes back"),
+        let Order::Attach(parcel, home) = unsent else { unreachable!("what was sent comes back") };
+        if home.is_some() {
+            to.load.came();
         }
+        parcel
     })
 }
 
@@ -97,6 +110,7 @@ impl<D: Driver> Shard<D> {
 
     /// Lets the next sessions settle, and forgets those that will not.
     pub(super) fn keep_moving(&mut self) {
+        self.moves.look_at = None;
         if self.moves.waiting.is_empty() && self.moves.settling.is_empty() {
             return;
         }
@@ -112,10 +126,17 @@ impl<D: Driver> Shard<D> {
             }
         }
         while self.moves.settling.len() < limits::SETTLING_MAX {
-            if self.moves.waiting.front().is_none_or(|(_, to)| !to.load.has_room()) {
+            let Some((key, to)) = self.moves.waiting.pop_front() else { break };
+            if to.load.has_left() {
+                self.parts.tally.shard.moves_failed.add(1);
+                self.moves.forget(&to);
+                continue;
+            }
+            if !to.load.has_room() {
+                self.moves.waiting.push_front((key, to));
+                self.moves.look_at = Some(self.now.plus_ms(limits::COMING_LOOK_MS));
                 break;
             }
-            let Some((key, to)) = self.moves.waiting.pop_front() else { break };
             // One that was asked before is on its way already.
             if self.moves.settling.iter().any(|(other, _)| *other == key) {
                 continue;
@@ -148,9 +169,7 @@ impl<D: Driver> Shard<D> {
             }
             Err(parcel) => {
                 self.parts.tally.shard.moves_failed.add(1);
-                let heirs = self.moves.evict_to.iter();
-                let left = heirs.filter(|heir| !Arc::ptr_eq(&heir.load, &to.load));
-                self.moves.evict_to = left.cloned().collect();
+                self.moves.forget(&to);
                 self.attach(parcel, None);
             }
         }
@@ -158,6 +177,9 @@ impl<D: Driver> Shard<D> {
 
     /// Takes a session over that counts as this shard's load already. Without room it goes back to its `home`.
     pub(super) fn attach(&mut self, parcel: Box<Parcel>, home: Option<Neighbour>) {
+        if home.is_some() {
+            self.parts.load.came();
+        }
         let Err(parcel) = self.take_in(parcel, home.is_some()) else { return };
         let Some(home) = home else { return self.park(parcel) };
         self.parts.tally.shard.moves_failed.add(1);
@@ -204,8 +226,13 @@ impl<D: Driver> Shard<D> {
     }
 
     /// When parked sessions are to be tried again.
-    pub(super) fn next_retry(&self) -> Option<Time> {
+    fn next_retry(&self) -> Option<Time> {
         (!self.moves.parked.is_empty()).then_some(self.moves.retry_at)
+    }
+
+    /// When sessions that are to go or to come have their next try.
+    pub(super) fn next_move(&self) -> Option<Time> {
+        self.next_retry().into_iter().chain(self.moves.look_at).min()
     }
 
     /// Lets parked sessions go on, as far as there is room.

@@ -3,21 +3,23 @@
 #![forbid(unsafe_code)]
 
 use super::mailbox::Mail;
+use crate::config::limits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// How many sessions a shard has or was promised. Whoever places a session promises it; the shard that ends it takes
 /// away.
-#[derive(Debug, Default)]
-pub struct Load(AtomicU32, Most);
-
-/// Beyond how many a load wants no more.
 #[derive(Debug)]
-struct Most(u32);
+pub struct Load {
+    sessions: AtomicU32,
+    /// Those at rest that neighbours have sent and it has not taken in.
+    coming: AtomicU32,
+    coming_max: u32,
+}
 
-impl Default for Most {
+impl Default for Load {
     fn default() -> Self {
-        Self(LEFT)
+        Self::taking(limits::COMING_MAX)
     }
 }
 
@@ -25,50 +27,67 @@ impl Default for Most {
 const LEFT: u32 = u32::MAX;
 
 impl Load {
-    /// The load of somebody who wants no more than `most` at once.
+    /// The load of somebody who wants no more than so many sessions to be on their way there at once.
     #[must_use]
-    pub fn up_to(most: u32) -> Self {
-        Self(AtomicU32::new(0), Most(most))
+    pub const fn taking(coming_max: u32) -> Self {
+        Self { sessions: AtomicU32::new(0), coming: AtomicU32::new(0), coming_max }
     }
 
-    /// Whether it is wanted that more are sent there.
+    /// Whether it is wanted that a session comes to rest to be sent there.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.get() < self.1.0
+        self.coming.load(Relaxed) < self.coming_max
+    }
+
+    /// Whether the shard has left, and can be promised nothing.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.get() == LEFT
+    }
+
+    /// A neighbour's session is on its way there.
+    pub(super) fn sent(&self) {
+        self.coming.fetch_add(1, Relaxed);
+    }
+
+    /// A neighbour's session is on its way no more.
+    pub fn came(&self) {
+        self.coming.fetch_sub(1, Relaxed);
     }
 
     /// One more of its own, which has not left.
     pub fn add(&self) {
-        self.0.fetch_add(1, Relaxed);
+        self.sessions.fetch_add(1, Relaxed);
     }
 
     /// One more for another shard, before it is sent there. Whether that shard is still there to take it.
     #[must_use]
     pub fn promise(&self) -> bool {
         let one_more = |load| (load != LEFT).then(|| load + 1);
-        self.0.fetch_update(Relaxed, Relaxed, one_more).is_ok()
+        self.sessions.fetch_update(Relaxed, Relaxed, one_more).is_ok()
     }
 
     /// Leaves, unless it has sessions or was promised some. Whether it did.
     #[must_use]
     pub fn leave(&self) -> bool {
-        self.0.compare_exchange(0, LEFT, Relaxed, Relaxed).is_ok()
+        self.sessions.compare_exchange(0, LEFT, Relaxed, Relaxed).is_ok()
     }
 
     /// Leaves, whatever it has or was promised: the shard has failed.
     pub fn fail(&self) {
-        self.0.store(LEFT, Relaxed);
+        self.sessions.store(LEFT, Relaxed);
     }
 
     /// One less. A shard that has left keeps none.
     pub fn sub(&self) {
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |load| (load != LEFT).then(|| load - 1));
+        let _ =
+            self.sessions.fetch_update(Relaxed, Relaxed, |load| (load != LEFT).then(|| load - 1));
     }
 
     /// How many now; of a shard that has left, more than any other's.
     #[must_use]
     pub fn get(&self) -> u32 {
-        self.0.load(Relaxed)
+        self.sessions.load(Relaxed)
     }
 }
 

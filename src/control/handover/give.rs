@@ -147,7 +147,7 @@ pub(in crate::control) fn start(
     // It holds the other end, which is to be the new process's alone.
     drop(command);
     let (mail, came) = Mail::new(Arc::new(Asleep));
-    let load = Arc::new(Load::up_to(limits::HANDOVER_WAITING_MAX));
+    let load = Arc::new(Load::taking(limits::HANDOVER_WAITING_MAX));
     let told = Arc::new(Told::default());
     let to = Neighbour { load: Arc::clone(&load), mail };
     let giving =
@@ -343,11 +343,17 @@ impl Giver {
             self.given.push(parcel.id());
             homes.extend(home.map(|home| home.mail));
             parcel.release();
-            self.load.sub();
+            self.let_go();
         }
         // There is room again for those that come to rest next.
         homes.iter().for_each(Mail::tick);
         Ok(())
+    }
+
+    /// One less is on its way.
+    fn let_go(&self) {
+        self.load.came();
+        self.load.sub();
     }
 
     /// Lets a session go on where it was.
@@ -358,7 +364,7 @@ impl Giver {
                 home.mail.send(Order::Attach(parcel.take().expect("just put"), None)).err();
             parcel = unsent.and_then(|order| self.arrived(order)).map(|(parcel, _)| parcel);
         }
-        self.load.sub();
+        self.let_go();
         if let Some(parcel) = parcel {
             tracing::error!(session = id, "its shard has gone: the session is lost");
             parcel.release();
