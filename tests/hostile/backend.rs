@@ -3,9 +3,9 @@
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc as std_mpsc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +25,8 @@ pub(crate) enum Manner {
     Flood,
     /// Neither reads nor sends.
     Deaf,
+    /// Leaves them to whoever asks for them: see [`Backend::lent`].
+    Lent,
 }
 
 enum Order {
@@ -42,6 +44,7 @@ pub(crate) struct Backend {
     manner: Arc<AtomicU8>,
     open: Arc<AtomicUsize>,
     orders: mpsc::UnboundedSender<Order>,
+    lent: Mutex<std_mpsc::Receiver<std::net::TcpStream>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -53,12 +56,13 @@ impl Backend {
         let manner = Arc::new(AtomicU8::new(manner as u8));
         let open = Arc::new(AtomicUsize::new(0));
         let (orders, inbox) = mpsc::unbounded_channel();
-        let hall = Hall { manner: Arc::clone(&manner), open: Arc::clone(&open) };
+        let (lend, lent) = std_mpsc::channel();
+        let hall = Hall { manner: Arc::clone(&manner), open: Arc::clone(&open), lend };
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(hall.run(address, listener, inbox));
         });
-        Self { address, manner, open, orders, thread: Some(thread) }
+        Self { address, manner, open, orders, lent: Mutex::new(lent), thread: Some(thread) }
     }
 
     /// For connections that come from now on.
@@ -69,6 +73,11 @@ impl Backend {
     /// Connections it has now.
     pub(crate) fn open(&self) -> usize {
         self.open.load(Relaxed)
+    }
+
+    /// A connection that came while it was to lend them; blocks until one does.
+    pub(crate) fn lent(&self) -> std::net::TcpStream {
+        self.lent.lock().unwrap().recv().expect("the backend lives")
     }
 
     pub(crate) fn die(&self) {
@@ -112,6 +121,7 @@ pub(crate) fn listen(address: SocketAddr, waiting: i32) -> io::Result<Socket> {
 struct Hall {
     manner: Arc<AtomicU8>,
     open: Arc<AtomicUsize>,
+    lend: std_mpsc::Sender<std::net::TcpStream>,
 }
 
 impl Hall {
@@ -146,6 +156,12 @@ impl Hall {
                     Some(Order::Quit) | None => return,
                 },
                 Ok((stream, _)) = accept => {
+                    if self.manner.load(Relaxed) == Manner::Lent as u8 {
+                        let stream = stream.into_std().unwrap();
+                        stream.set_nonblocking(false).unwrap();
+                        let _ = self.lend.send(stream);
+                        continue;
+                    }
                     let guest = Guest::new(stream, Arc::clone(&self.open));
                     guests.spawn(guest.serve(self.manner.load(Relaxed)));
                 },

@@ -39,7 +39,7 @@ const fn rule(
 const RULES: [Rule; 12] = [
     rule(
         "10 reloads in 4 s (new clients as fast as 1 thread makes them, not 4000/s)",
-        "dropped / refused of n / gap",
+        "dropped / refused of n / gap (without a reload)",
         "0 / 0 / <= 10 ms",
         reloads,
     ),
@@ -78,13 +78,13 @@ const RULES: [Rule; 12] = [
     ),
     rule(
         "40 stalled readers",
-        "user / kernel a session / p90 of others",
+        "user / kernel a session / p90 of another (before)",
         "<= 64 KiB / <= 1 MiB / <= 0.1 ms",
         stalled_readers,
     ),
     rule(
         "20 connects pending on a black hole",
-        "median / p90 of others; pending after FIN / RST of 10 clients each",
+        "median / p90 of another; pending after FIN / RST of 10 clients each",
         "p90 <= 0.14 ms; 0 / 0",
         pending_connects,
     ),
@@ -164,6 +164,9 @@ fn new_clients_while(to: SocketAddr, act: impl FnOnce()) -> (usize, usize) {
 
 fn reloads(kind: Kind) -> Row {
     let rig = Rig::new(kind, Manner::Echo);
+    new_clients_while(rig.target.orders, || std::thread::sleep(ms(4000)));
+    let without = rig.healthy.gap();
+    rig.healthy.forget();
     let (made, refused) = new_clients_while(rig.target.orders, || {
         for _ in 0..10 {
             rig.target.reload();
@@ -172,7 +175,7 @@ fn reloads(kind: Kind) -> Row {
     });
     let (gap, f) = (rig.healthy.gap(), rig.healthy.stop());
     let met = f.harmed == 0 && refused == 0 && gap <= ms(10);
-    (format!("{} / {refused} of {made} / {gap:.1?}", f.harmed), met)
+    (format!("{} / {refused} of {made} / {gap:.1?} ({without:.1?} without)", f.harmed), met)
 }
 
 fn killed(kind: Kind) -> Row {
@@ -300,7 +303,10 @@ fn descriptors(kind: Kind) -> Row {
     let short = rig.cpu(ms(2000)) - calm;
     drop(clients);
     let began = Instant::now();
-    let back = until(PATIENCE, || echoes(rig.target.other, ms(500)));
+    let mut back = false;
+    while !back && began.elapsed() < PATIENCE {
+        back = echoes(rig.target.other, ms(500));
+    }
     let recovery = began.elapsed();
     let leaked = leaked(&rig, before);
     let f = rig.healthy.stop();
@@ -349,22 +355,47 @@ fn graceful_stop(kind: Kind) -> Row {
     (format!("{} / {exit:.1?}", f.harmed), met)
 }
 
+/// How long one session's echoes take while all other healthy ones are silent: median and 90 in 100. As in the runner
+/// the targets come from, one thread is the client and the backend, so that only the proxy has to be woken.
+fn echoes_of_one(rig: &Rig) -> (Duration, Duration) {
+    const WARM_UP: usize = 100;
+    const TURNS: usize = 2000;
+    rig.healthy.hush();
+    rig.echo.behave(Manner::Lent);
+    let mut near = client(rig.target.orders, PATIENCE).unwrap();
+    let mut far = rig.echo.lent();
+    rig.echo.behave(Manner::Echo);
+    far.set_nodelay(true).unwrap();
+    let mut turn = || {
+        let (began, mut bytes) = (Instant::now(), [b'p'; 32]);
+        near.write_all(&bytes).unwrap();
+        far.read_exact(&mut bytes).unwrap();
+        far.write_all(&bytes).unwrap();
+        near.read_exact(&mut bytes).unwrap();
+        began.elapsed()
+    };
+    let mut took: Vec<Duration> = (0..WARM_UP + TURNS).map(|_| turn()).skip(WARM_UP).collect();
+    took.sort_unstable();
+    rig.healthy.go_on();
+    (took[TURNS / 2], took[TURNS * 9 / 10])
+}
+
 fn stalled_readers(kind: Kind) -> Row {
     let rig = Rig::new(kind, Manner::Flood);
     let anonymous = || process::status_bytes(rig.target.pid(), "RssAnon");
     let before = anonymous();
+    let (_, calm) = echoes_of_one(&rig);
     let deaf = rig.clients(40);
     std::thread::sleep(ms(5000));
-    rig.healthy.forget();
     let user = anonymous().saturating_sub(before) / 40 / 1024;
     let (near, far) = (rig.target.other.port(), rig.other.address.port());
     let kernel = process::kernel_bytes(&format!("( sport = :{near} or dport = :{far} )"));
     let kernel = kernel as f64 / 40.0 / f64::from(1 << 20);
-    std::thread::sleep(ms(1000));
+    let (_, p90) = echoes_of_one(&rig);
     drop(deaf);
     let f = rig.healthy.stop();
-    let met = f.harmed == 0 && user <= 64 && kernel <= 1.0 && f.p90 <= Duration::from_micros(100);
-    (format!("{user} KiB / {kernel:.1} MiB / {:.2?}", f.p90), met)
+    let met = f.harmed == 0 && user <= 64 && kernel <= 1.0 && p90 <= Duration::from_micros(100);
+    (format!("{user} KiB / {kernel:.1} MiB / {p90:.1?} ({calm:.1?} before)"), met)
 }
 
 fn pending_connects(kind: Kind) -> Row {
@@ -375,8 +406,8 @@ fn pending_connects(kind: Kind) -> Row {
     });
     let before = process::sockets(rig.target.pid());
     let mut clients = rig.clients(20);
-    std::thread::sleep(ms(1000));
-    let seen = rig.healthy.figures();
+    std::thread::sleep(ms(500));
+    let (median, p90) = echoes_of_one(&rig);
     let pending = || process::sockets(rig.target.pid()).saturating_sub(before).div_ceil(2);
     drop(clients.split_off(10));
     std::thread::sleep(ms(500));
@@ -385,9 +416,8 @@ fn pending_connects(kind: Kind) -> Row {
     std::thread::sleep(ms(500));
     let after_reset = pending().saturating_sub(after_fin);
     let f = rig.healthy.stop();
-    let met =
-        f.harmed == 0 && seen.p90 <= Duration::from_micros(140) && after_fin + after_reset == 0;
-    (format!("{:.2?} / {:.2?}; {after_fin} / {after_reset}", seen.median, seen.p90), met)
+    let met = f.harmed == 0 && p90 <= Duration::from_micros(140) && after_fin + after_reset == 0;
+    (format!("{median:.1?} / {p90:.1?}; {after_fin} / {after_reset}"), met)
 }
 
 fn idle_mass(kind: Kind) -> Row {
