@@ -15,6 +15,7 @@ use ringway::driver::{Driver, ListenerId};
 use ringway::policy::snapshot::Snapshot;
 use ringway::shard::mailbox::{Mail, Order};
 use ringway::shard::placement::{Load, Neighbour};
+use ringway::shard::spin::Awake;
 use ringway::shard::{Parts, Shard};
 use ringway::tally::Tally;
 use ringway::time::Time;
@@ -61,7 +62,7 @@ fn shard(sessions: u32, bytes: u32) -> Shard<Sim> {
             id: 0,
             snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::new(config, None))),
             ticked: false,
-            busy_poll_us: 0,
+            awake: Awake::default(),
             tally: Arc::new(Tally::default()),
             load: Arc::clone(&load),
             home: Neighbour { load, mail },

@@ -200,6 +200,12 @@ fn read_shards(s: &mut Section<'_>) -> Shards {
             0..=limits::BUSY_POLL_US_MAX,
             "how long a shard looks for work without sleeping after something moved; 0: it sleeps at once",
         ),
+        answer_poll_us: s.number(
+            "answer_poll_us",
+            0,
+            0..=limits::ANSWER_POLL_US_MAX,
+            "how long it does so for an answer to a client, where answers come that soon; 0: it sleeps at once",
+        ),
         napi_busy_poll_us: s.number(
             "napi_busy_poll_us",
             0,

@@ -117,6 +117,8 @@ pub const WIDE_AFTER: u8 = 8;
 pub const WIDE_UNTIL: u8 = 2;
 /// Longest time a shard may be told to look for work without sleeping after something moved.
 pub const BUSY_POLL_US_MAX: u32 = 1_000_000;
+/// Longest time it may be told to look for an answer; longer waits are low-latency mode's.
+pub const ANSWER_POLL_US_MAX: u32 = 1000;
 /// How long one wait may ask the network card: epoll does so before it looks at its own timeout, so timers may be as
 /// late.
 pub const NAPI_BUSY_POLL_US_MAX: u32 = 10_000;
@@ -126,6 +128,8 @@ pub const FIFO_PRIORITY_MAX: u8 = 99;
 pub const SPIN_BUDGET_WINDOWS: u64 = 10;
 /// One part in so many of all time may be spent on looking in vain.
 pub const SPIN_WASTE_PART: u64 = 50;
+/// The same where it looks for answers alone: late ones are not to be seen in what the shard costs.
+pub const ANSWER_WASTE_PART: u64 = 500;
 /// What a look for work without sleeping is charged at most: a longer one was stopped or disturbed meanwhile.
 pub const SPIN_LOOK_NS_MAX: u64 = 100_000;
 /// How many sockets of hot sessions are read before a spinning shard asks its driver again, which has the messages of

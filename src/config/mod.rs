@@ -113,6 +113,8 @@ pub struct Shards {
     pub pin: bool,
     /// How long a shard looks for work without sleeping after something moved; 0: not at all.
     pub busy_poll_us: u32,
+    /// How long it does so for an answer after bytes of a client, where answers come within that; 0: not at all.
+    pub answer_poll_us: u32,
     /// How long the kernel asks the network card itself while a shard waits (NAPI busy polling); 0: not at all.
     pub napi_busy_poll_us: u32,
     /// Real-time priority of the shards' threads (SCHED_FIFO); 0: the ordinary scheduler.
@@ -130,6 +132,7 @@ impl Default for Shards {
             rebalance: true,
             pin: true,
             busy_poll_us: 0,
+            answer_poll_us: 0,
             napi_busy_poll_us: 0,
             fifo_priority: 0,
             steer: Steer::Hash,

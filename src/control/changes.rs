@@ -202,11 +202,7 @@ pub(super) fn of_reload(
     running: &Config,
     new: &Config,
 ) -> Vec<Change> {
-    let has_sentence = |key: &str| {
-        key.starts_with("data_path")
-            || key == "shards.busy_poll_us"
-            || key.ends_with(".canary_percent")
-    };
+    let has_sentence = |key: &str| key.starts_with("data_path") || key.ends_with(".canary_percent");
     changes(in_force, said, (running, new), has_sentence)
 }
 

@@ -26,6 +26,7 @@ use crate::policy::split::Split;
 use crate::session::parcel::Parcel;
 use crate::shard::mailbox::{Mail, Order};
 use crate::shard::placement::{Load, Neighbour};
+use crate::shard::spin::Awake;
 use crate::tally::Tally;
 use crate::time::Time;
 use std::collections::{BTreeSet, HashMap};
@@ -282,7 +283,7 @@ impl Fleet {
             kind,
             cpu,
             credit: self.credit,
-            busy_poll_us: snapshot.config.shards.busy_poll_us,
+            awake: Awake::of(&snapshot.config.shards),
             wishes: Wishes::of(&snapshot.config.shards),
             buffers: snapshot.config.limits.buffers_per_shard,
             buffer_bytes: snapshot.config.limits.buffer_bytes,

@@ -10,6 +10,7 @@ use super::supervisor::Supervisor;
 use crate::config::{Config, DataPath, Listener, Percent};
 use crate::driver::ListenerId;
 use crate::shard::mailbox;
+use crate::shard::spin::Awake;
 use std::collections::HashSet;
 
 /// A change of the lanes that is ready to be made. Where it is dropped instead, nothing has happened.
@@ -85,14 +86,13 @@ impl Supervisor {
         what
     }
 
-    /// Tells shards for how long to look for work without sleeping, where that changes. Says so.
-    pub(super) fn set_busy_poll(&self, config: &Config) -> Option<String> {
-        let before = self.board.snapshot.load().config.shards.busy_poll_us;
-        let now = config.shards.busy_poll_us;
-        (before != now).then(|| {
-            self.fleet.tell_all(|| mailbox::Order::BusyPoll(now));
-            format!("shards.busy_poll_us: {before} -> {now}")
-        })
+    /// Tells shards for how long to look for work without sleeping, where that changes.
+    pub(super) fn keep_awake(&self, config: &Config) {
+        let before = Awake::of(&self.board.snapshot.load().config.shards);
+        let now = Awake::of(&config.shards);
+        if before != now {
+            self.fleet.tell_all(|| mailbox::Order::StayAwake(now));
+        }
     }
 
     /// Names for sockets that no socket has.

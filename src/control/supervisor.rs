@@ -331,7 +331,7 @@ impl Supervisor {
         let carry = config.carry_sessions;
         what.extend(path.map(|(path, wanted)| self.take_path(path, wanted, carry, "config")));
         what.extend(resize.map(|resize| self.resize(resize, &config.listeners)));
-        what.extend(self.set_busy_poll(config));
+        self.keep_awake(config);
         what.extend(self.close_gone(config, &opened));
         what.extend(reload::canaries(&before.config, config));
         self.board.snapshot.store(Arc::clone(&next));

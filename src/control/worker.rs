@@ -9,6 +9,7 @@ use crate::event::Ended;
 use crate::policy::snapshot::Snapshot;
 use crate::shard::mailbox::Mail;
 use crate::shard::placement::{Load, Neighbour};
+use crate::shard::spin::Awake;
 use crate::shard::{Flow, Parts, Shard};
 use crate::tally::Tally;
 use arc_swap::ArcSwap;
@@ -23,7 +24,7 @@ pub(super) struct Order {
     pub(super) kind: Kind,
     pub(super) cpu: Option<usize>,
     pub(super) credit: bool,
-    pub(super) busy_poll_us: u32,
+    pub(super) awake: Awake,
     pub(super) wishes: Wishes,
     pub(super) buffers: u16,
     pub(super) buffer_bytes: u32,
@@ -90,7 +91,7 @@ fn run<D: Driver>(
     let parts = Parts {
         id,
         ticked: true,
-        busy_poll_us: order.busy_poll_us,
+        awake: order.awake,
         snapshot: order.snapshot,
         tally: order.tally,
         home: Neighbour { load: Arc::clone(&order.load), mail: mail.clone() },

@@ -73,7 +73,7 @@ impl<D: Driver> Shard<D> {
             | Order::Neighbours(_)
             | Order::Evict(_)
             | Order::Scatter(_)
-            | Order::BusyPoll(_)
+            | Order::StayAwake(_)
             | Order::Move { .. }
             | Order::Share(_)
             | Order::Keep { .. }

@@ -34,8 +34,8 @@ pub enum Order {
     Evict(Option<super::placement::Neighbour>),
     /// The same to several shards, in turn.
     Scatter(Arc<[super::placement::Neighbour]>),
-    /// Look for work without sleeping for so many microseconds after something moved; 0: not at all.
-    BusyPoll(u32),
+    /// Look for work without sleeping for so long.
+    StayAwake(super::spin::Awake),
     /// Carry one session to this shard, if it is here.
     Move {
         /// Its id.

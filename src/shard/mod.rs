@@ -16,7 +16,7 @@ pub mod share;
 #[cfg(test)]
 mod simulation;
 mod spare;
-mod spin;
+pub mod spin;
 pub mod table;
 pub mod timers;
 
@@ -36,7 +36,7 @@ use moves::Moves;
 use placement::{Load, Neighbour};
 use share::Share;
 use spare::Stock;
-use spin::{Few, Heat, Spin};
+use spin::{Awake, Few, Heat, Spin};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -52,8 +52,8 @@ pub struct Parts {
     /// Whether somebody wakes it once a second. Then it sets no timer of its own for what lies farther ahead:
     /// arming one costs each sleep a twentieth of a message.
     pub ticked: bool,
-    /// How long it looks for work without sleeping after something moved, in microseconds; 0: not at all.
-    pub busy_poll_us: u32,
+    /// How long it looks for work without sleeping.
+    pub awake: Awake,
     /// Its counters.
     pub tally: Arc<Tally>,
     /// Its sessions, as placement counts them.
@@ -135,7 +135,7 @@ impl<D: Driver> Shard<D> {
             stock: Stock::default(),
             starved: VecDeque::new(),
             relief: Relief::default(),
-            spin: Spin::new(parts.busy_poll_us, now),
+            spin: Spin::new(parts.awake, now),
             heat: Heat::default(),
             hot: Vec::new(),
             now,
@@ -234,15 +234,18 @@ impl<D: Driver> Shard<D> {
                 let last = self.now + self.frozen_ns;
                 self.driver.read_clock();
                 self.look_at_clock(last);
-                self.note_movement(key);
+                self.note_movement(key, Side::Client);
             }
         }
         found
     }
 
     /// A session's bytes moved: the shard stays awake, and sees whether a few sessions carry all the traffic.
-    fn note_movement(&mut self, key: Key) {
-        self.spin.moved(self.now);
+    fn note_movement(&mut self, key: Key, from: Side) {
+        self.spin.moved(self.now, from);
+        if !self.parts.awake.is_busy() {
+            return;
+        }
         if self.sessions.session(key).is_some_and(|session| session.wants_heat()) {
             self.heat_up(key);
         }
@@ -273,9 +276,9 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    fn set_busy_poll(&mut self, us: u32) {
-        self.parts.busy_poll_us = us;
-        self.spin.set_window(us);
+    fn stay_awake(&mut self, awake: Awake) {
+        self.parts.awake = awake;
+        self.spin.set(awake);
     }
 
     fn cool_all(&mut self) {
@@ -334,10 +337,10 @@ impl<D: Driver> Shard<D> {
         if !self.with_session(key, |session, step| session.on(step, &completion)) {
             let is_stale = !self.on_spare(&completion);
             self.parts.tally.shard.stale.add(u64::from(is_stale));
-        } else if self.parts.busy_poll_us > 0
-            && matches!(completion, Completion::Received { what: Received::Bytes(_), .. })
+        } else if self.spin.is_on()
+            && let Completion::Received { what: Received::Bytes(_), side, .. } = completion
         {
-            self.note_movement(key);
+            self.note_movement(key, side);
         }
     }
 
@@ -467,7 +470,7 @@ impl<D: Driver> Shard<D> {
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
                 Order::Evict(to) => self.evict(to.into_iter().collect()),
                 Order::Scatter(to) => self.evict(to),
-                Order::BusyPoll(us) => self.set_busy_poll(us),
+                Order::StayAwake(awake) => self.stay_awake(awake),
                 Order::Move { session, to, told } => self.move_one(session, to, told.as_deref()),
                 Order::Share(share) => self.share = share,
                 Order::Keep { sessions, to } => self.keep_only(sessions, &to),

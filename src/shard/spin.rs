@@ -5,17 +5,50 @@
 //! traffic is too sparse for it sleeps like any other; one that was worth it costs nothing, nor does one that would
 //! have been. While it spins and a few sessions carry all the traffic, those are *hot*: read by recv(2), which sees
 //! bytes sooner than a completion does.
+//!
+//! A shard may be told to do so for answers alone: after a client's bytes, where answers came soon enough lately. That
+//! costs a fraction of the former, for it sleeps until the next client speaks.
 
 #![forbid(unsafe_code)]
 
-use crate::config::limits;
-use crate::driver::Key;
+use crate::config::{Shards, limits};
+use crate::driver::{Key, Side};
 use crate::time::Time;
+
+/// For how long a shard looks for work without sleeping; 0: not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Awake {
+    /// After anything moved. Then the other counts for nothing.
+    pub busy_poll_us: u32,
+    /// After bytes of a client, for the answer.
+    pub answer_poll_us: u32,
+}
+
+impl Awake {
+    /// As the config says.
+    #[must_use]
+    pub const fn of(shards: &Shards) -> Self {
+        Self { busy_poll_us: shards.busy_poll_us, answer_poll_us: shards.answer_poll_us }
+    }
+
+    const fn window_ns(self) -> u64 {
+        let us = if self.is_busy() { self.busy_poll_us } else { self.answer_poll_us };
+        us as u64 * 1000
+    }
+
+    /// Whether it is low-latency mode.
+    pub(super) const fn is_busy(self) -> bool {
+        self.busy_poll_us > 0
+    }
+}
 
 /// Whether to sleep.
 #[derive(Debug)]
 pub(super) struct Spin {
+    awake: Awake,
     window_ns: u64,
+    /// Whether something is near after what moved last.
+    near: bool,
     /// When something moved last.
     moved: Time,
     /// What may still be spent on waits in vain; below 0 where the last look of one took longer than that.
@@ -29,32 +62,46 @@ pub(super) struct Spin {
 }
 
 impl Spin {
-    /// Spins for `window_us` after something moved; 0 never.
-    pub(super) fn new(window_us: u32, now: Time) -> Self {
-        let window_ns = u64::from(window_us) * 1000;
-        let budget_ns = most(window_ns);
-        Self { window_ns, moved: Time::default(), budget_ns, waits_ns: 0, vain_ns: 0, settled: now }
+    /// Spins for so long.
+    pub(super) fn new(awake: Awake, now: Time) -> Self {
+        let window_ns = awake.window_ns();
+        Self {
+            awake,
+            window_ns,
+            near: false,
+            moved: Time::default(),
+            budget_ns: most(window_ns),
+            waits_ns: 0,
+            vain_ns: 0,
+            settled: now,
+        }
     }
 
     /// Spins for so long from now on. What was saved up is kept, as far as it may be.
-    pub(super) fn set_window(&mut self, window_us: u32) {
-        self.window_ns = u64::from(window_us) * 1000;
+    pub(super) fn set(&mut self, awake: Awake) {
+        (self.awake, self.window_ns) = (awake, awake.window_ns());
         self.budget_ns = self.budget_ns.min(most(self.window_ns));
     }
 
-    /// Something moved.
-    pub(super) fn moved(&mut self, now: Time) {
+    /// Whether it ever spins.
+    pub(super) const fn is_on(&self) -> bool {
+        self.window_ns > 0
+    }
+
+    /// Bytes moved, from this side.
+    pub(super) fn moved(&mut self, now: Time, from: Side) {
         let gap = now.since_ns(self.moved);
         self.moved = now;
-        if gap < self.window_ns {
-            // A wait for it was worth while, or would have been: traffic is near.
+        if gap < self.window_ns && self.near {
+            // A wait for it was worth while, or would have been.
             self.earn(gap);
         }
+        self.near = self.awake.is_busy() || from == Side::Client;
     }
 
     /// Whether to look again at once instead of sleeping.
     pub(super) fn wants(&self, now: Time) -> bool {
-        self.budget_ns > self.waits_ns && now.since_ns(self.moved) < self.window_ns
+        self.near && self.budget_ns > self.waits_ns && now.since_ns(self.moved) < self.window_ns
     }
 
     /// The shard looked, from the last time it settled until `now`, and found something or not.
@@ -80,7 +127,9 @@ impl Spin {
     fn settle(&mut self, now: Time) -> u64 {
         let passed = now.since_ns(self.settled);
         self.settled = now;
-        self.earn(passed / limits::SPIN_WASTE_PART);
+        let busy = self.awake.is_busy();
+        let part = if busy { limits::SPIN_WASTE_PART } else { limits::ANSWER_WASTE_PART };
+        self.earn(passed / part);
         passed
     }
 
@@ -149,29 +198,33 @@ mod tests {
 
     const US: u64 = 1000;
 
+    const fn busy(busy_poll_us: u32) -> Awake {
+        Awake { busy_poll_us, answer_poll_us: 0 }
+    }
+
     #[test]
     fn it_spins_for_its_window_and_then_sleeps() {
-        let mut spin = Spin::new(50, Time(0));
+        let mut spin = Spin::new(busy(50), Time(0));
         assert!(!spin.wants(Time(1000 * US)), "nothing has moved yet");
-        spin.moved(Time(1000 * US));
+        spin.moved(Time(1000 * US), Side::Backend);
         assert!(spin.wants(Time(1049 * US)));
         assert!(!spin.wants(Time(1051 * US)));
     }
 
     #[test]
     fn without_a_window_it_never_spins() {
-        let mut spin = Spin::new(0, Time(0));
-        spin.moved(Time(5));
+        let mut spin = Spin::new(busy(0), Time(0));
+        spin.moved(Time(5), Side::Backend);
         assert!(!spin.wants(Time(5)));
     }
 
     /// The budget is spent on sparse traffic first.
     #[test]
     fn it_stays_awake_while_messages_are_nearer_than_its_window() {
-        let mut spin = Spin::new(100, Time(1000 * US));
+        let mut spin = Spin::new(busy(100), Time(1000 * US));
         let mut now = Time(1000 * US);
         for gap_us in std::iter::repeat_n(150, 1000).chain(std::iter::repeat_n(50, 1000)) {
-            spin.moved(now);
+            spin.moved(now, Side::Backend);
             let next = now + gap_us * US;
             while spin.wants(now) && now < next {
                 now = now + US;
@@ -192,16 +245,61 @@ mod tests {
         assert!(spin.wants(now), "the last thousand cost nothing");
     }
 
+    /// Turns of a client every 200 us, which are answered after so long: how long was looked in vain, in parts of all
+    /// time, and for how many answers in a hundred the shard was awake.
+    fn turns(answer_us: impl Fn(u64) -> u64) -> (f64, u64) {
+        const TURNS: u64 = 100_000;
+        let mut spin = Spin::new(Awake { busy_poll_us: 0, answer_poll_us: 40 }, Time(0));
+        let (mut now, mut awake) = (Time(0), 0);
+        let mut look = |spin: &mut Spin, until: Time| {
+            while spin.wants(now) && now < until {
+                now = now + US;
+                spin.looked(now, now == until);
+            }
+            let is_awake = now == until;
+            if !is_awake {
+                spin.slept(until);
+            }
+            now = until;
+            is_awake
+        };
+        for turn in 1..=TURNS {
+            let asked = Time(turn * 200 * US);
+            look(&mut spin, asked);
+            spin.moved(asked, Side::Client);
+            let answered = asked + answer_us(turn) * US;
+            awake += u64::from(look(&mut spin, answered));
+            spin.moved(answered, Side::Backend);
+            assert!(!spin.wants(answered), "what a client says next is not waited for");
+        }
+        (spin.vain_ns() as f64 / (TURNS * 200 * US) as f64, awake * 100 / TURNS)
+    }
+
+    #[test]
+    fn answers_are_waited_for_where_they_come_soon() {
+        assert_eq!(turns(|_| 20), (0.0, 100));
+        let (vain, awake) = turns(|turn| if turn % 10 == 0 { 150 } else { 20 });
+        assert!(vain < 0.021 && awake == 90, "{vain} of the time in vain, {awake} % awake");
+    }
+
+    #[test]
+    fn answers_are_not_waited_for_where_they_come_late() {
+        let (vain, awake) = turns(|_| 60);
+        assert!(vain < 1.1 / limits::ANSWER_WASTE_PART as f64 && awake == 0, "{vain}, {awake}");
+        let (vain, awake) = turns(|turn| if turn % 10 == 0 { 20 } else { 60 });
+        assert!(vain < 0.02 && awake < 10, "{vain}, {awake}");
+    }
+
     #[test]
     fn the_window_can_change() {
-        let mut spin = Spin::new(0, Time(0));
-        spin.set_window(50);
+        let mut spin = Spin::new(busy(0), Time(0));
+        spin.set(busy(50));
         spin.slept(Time(1_000_000 * US));
-        spin.moved(Time(1_000_000 * US));
+        spin.moved(Time(1_000_000 * US), Side::Backend);
         assert!(spin.wants(Time(1_000_049 * US)) && !spin.wants(Time(1_000_051 * US)));
-        spin.set_window(0);
+        spin.set(busy(0));
         assert!(!spin.wants(Time(1_000_000 * US)));
-        spin.set_window(50);
+        spin.set(busy(50));
         assert!(!spin.wants(Time(1_000_000 * US)), "what was saved up is gone");
     }
 
@@ -209,10 +307,10 @@ mod tests {
     /// second.
     #[test]
     fn looking_in_vain_is_bounded() {
-        let mut spin = Spin::new(100, Time(0));
+        let mut spin = Spin::new(busy(100), Time(0));
         let (mut now, mut vain) = (Time(0), 0);
         while now.0 < 1_000_000 * US {
-            spin.moved(now);
+            spin.moved(now, Side::Backend);
             while spin.wants(now) {
                 now = now + 5 * US;
                 vain += 5 * US;

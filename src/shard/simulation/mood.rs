@@ -29,7 +29,7 @@ impl Plan {
     }
 
     fn chat(&mut self, rng: &mut Rng) {
-        self.busy_poll_us = rng.pick(&[60, 800]);
+        self.awake.busy_poll_us = rng.pick(&[0, 60, 800]);
         self.faults.latency_ns = rng.log_within(1, 4000);
         self.clients.truncate(1 + rng.index(5));
         let count = u32::try_from(rng.log_within(40, 150)).expect("it is small");

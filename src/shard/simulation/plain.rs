@@ -4,7 +4,7 @@ use super::plan::{Kernel, Plan};
 use super::run::Run;
 use crate::config::{Hop, Percent, Timeouts, limits};
 use crate::driver::sim::{Answer, Fault, Faults, Rate, Script, Step};
-use crate::driver::{Errno, Key};
+use crate::driver::{Errno, Key, Side};
 use crate::event::{EndReason, Ended};
 use crate::session::glance::State;
 use crate::time::Time;
@@ -14,7 +14,7 @@ fn plan(clients: usize) -> Plan {
     let mut plan = Plan::drawn_from(1);
     plan.faults = Faults::none();
     plan.shards = vec![Kernel { counts_credit: true, plain_calls: true }];
-    plan.busy_poll_us = 800;
+    plan.awake.busy_poll_us = 800;
     plan.config.limits.sessions_max = 1000;
     plan.config.limits.buffer_bytes = 1024;
     plan.config.limits.buffers_per_shard = 256;
@@ -128,7 +128,7 @@ fn sessions_that_are_to_be_hot_stay_so_however_many_carry_traffic() {
     shard.heat.clear();
     let samples = 2 * limits::HEAT_SAMPLE as usize;
     for key in keys.iter().cycle().take(samples) {
-        shard.note_movement(*key);
+        shard.note_movement(*key, Side::Client);
     }
     let hot = keys.iter().filter(|key| shard.sessions.session(**key).unwrap().is_hot()).count();
     assert_eq!(hot, 12, "of 12");
@@ -143,11 +143,11 @@ fn few_sessions_are_hot_until_many_carry_traffic() {
     shard.cool_all();
     let sample = limits::HEAT_SAMPLE as usize;
     for key in keys[..2].iter().cycle().take(sample) {
-        shard.note_movement(*key);
+        shard.note_movement(*key, Side::Client);
     }
     assert_eq!(shard.hot, keys[..2], "two carry all");
     for key in keys.iter().cycle().take(sample) {
-        shard.note_movement(*key);
+        shard.note_movement(*key, Side::Client);
     }
     assert_eq!(shard.hot, [], "twelve carry it");
     run.through().map_err(|failure| failure.what).unwrap();
@@ -164,7 +164,7 @@ fn hot_sessions_that_have_ended_leave_their_room_to_others() {
     let gone = Key { slot: live.slot, generation: live.generation + 1 };
     shard.hot = vec![gone; limits::HOT_FORCED_MAX];
     shard.read_hot();
-    shard.note_movement(live);
+    shard.note_movement(live, Side::Client);
     assert_eq!(shard.hot, [live]);
     run.through().map_err(|failure| failure.what).unwrap();
 }

@@ -6,6 +6,7 @@ use crate::config::{
 };
 use crate::driver::Errno;
 use crate::driver::sim::{Answer, Backend, Fault, Faults, Rate, Reading, Rng, Script, Step, World};
+use crate::shard::spin::Awake;
 use crate::time::Time;
 use std::fmt;
 use std::net::SocketAddr;
@@ -25,7 +26,7 @@ pub(super) struct Plan {
     /// What each shard's driver can do; as many shards.
     pub(super) shards: Vec<Kernel>,
     /// How long shards look for work without sleeping, in microseconds.
-    pub(super) busy_poll_us: u32,
+    pub(super) awake: Awake,
     pub(super) config: Config,
     pub(super) clients: Vec<Client>,
     pub(super) backends: Vec<Backend>,
@@ -111,7 +112,10 @@ impl Plan {
             plain_calls: rng.chance(Rate::HALF),
         });
         let shards: Vec<Kernel> = shards.collect();
-        let busy_poll_us = rng.pick(&[0, 0, 4, 60, 800]);
+        let awake = Awake {
+            busy_poll_us: rng.pick(&[0, 0, 4, 60, 800]),
+            answer_poll_us: rng.pick(&[0, 4, 60, 800]),
+        };
         let percents = [(); 2].map(|()| rng.pick(&[0, 500, 3333, 5000, 10_000]));
         let mut limits = drawn_limits(rng);
         // Clients that never read, and too few buffers for all of them.
@@ -146,7 +150,7 @@ impl Plan {
             seed,
             faults,
             shards,
-            busy_poll_us,
+            awake,
             config,
             clients,
             backends,
@@ -211,8 +215,8 @@ impl Plan {
         if self.config.pools.iter().any(|pool| pool.spare > 0) {
             add(&|plan| plan.config.pools.iter_mut().for_each(|pool| pool.spare = 0));
         }
-        if self.busy_poll_us > 0 {
-            add(&|plan| plan.busy_poll_us = 0);
+        if self.awake != Awake::default() {
+            add(&|plan| plan.awake = Awake::default());
         }
         if self.shards.iter().any(|kernel| kernel.plain_calls) {
             add(&|plan| plan.shards.iter_mut().for_each(|kernel| kernel.plain_calls = false));
@@ -230,11 +234,8 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { faults, shards, busy_poll_us, config, heals_ms, all_leave, places, .. } = self;
-        writeln!(
-            f,
-            "  by shard: {shards:?}; they spin {busy_poll_us} us, place clients: {places}"
-        )?;
+        let Self { faults, shards, awake, config, heals_ms, all_leave, places, .. } = self;
+        writeln!(f, "  by shard: {shards:?}; {awake:?}, place clients: {places}")?;
         writeln!(f, "  heals after {heals_ms} ms; ends all leave: {all_leave}")?;
         let (room, latency_ns) = (faults.room_bytes, faults.latency_ns);
         write!(

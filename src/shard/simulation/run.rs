@@ -99,7 +99,7 @@ impl Run {
             let parts = Parts {
                 id,
                 ticked: false,
-                busy_poll_us: plan.busy_poll_us,
+                awake: plan.awake,
                 snapshot: Arc::clone(&in_force),
                 tally: Arc::clone(&tally),
                 load,

@@ -38,6 +38,7 @@ fn check(config: &Config) {
     assert!(shards.count.is_none_or(|count| (1..=limits::SHARDS_MAX).contains(&count)));
     assert!(shards.cpus.as_ref().is_none_or(|cpus| !cpus.is_empty()));
     assert!(shards.busy_poll_us <= limits::BUSY_POLL_US_MAX);
+    assert!(shards.answer_poll_us <= limits::ANSWER_POLL_US_MAX);
 
     assert!((1..=limits::LISTENERS_MAX).contains(&listeners.len()));
     assert!((1..=limits::POOLS_MAX).contains(&pools.len()));

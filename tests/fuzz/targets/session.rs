@@ -13,6 +13,7 @@ use ringway::event::EndReason;
 use ringway::policy::snapshot::Snapshot;
 use ringway::shard::mailbox::{Mail, Order};
 use ringway::shard::placement::{Load, Neighbour};
+use ringway::shard::spin::Awake;
 use ringway::shard::{Flow, Parts, Shard};
 use ringway::tally::Tally;
 use ringway::time::Time;
@@ -117,7 +118,7 @@ impl Run {
         let late = [Fault::Freeze, Fault::LateCancel];
         let impatient = late.iter().any(|f| world.borrow().faults().rate(*f) != Rate::NEVER);
         let config = config(bytes);
-        let (buffers, busy_poll_us) = (config.limits.buffers_per_shard, config.shards.busy_poll_us);
+        let (buffers, awake) = (config.limits.buffers_per_shard, Awake::of(&config.shards));
         let buffer_bytes = config.limits.buffer_bytes;
         let Timeouts { half_closed_ms, idle_ms, age_ms, .. } = config.listeners[0].timeouts;
         let ends_in_order = [half_closed_ms, idle_ms, age_ms].iter().any(Option::is_some)
@@ -141,7 +142,7 @@ impl Run {
                 id,
                 snapshot: Arc::clone(&run.in_force),
                 ticked: false,
-                busy_poll_us,
+                awake,
                 tally: Arc::clone(&tally),
                 load,
                 home: home.clone(),
@@ -379,12 +380,12 @@ fn config(bytes: &mut Bytes<'_>) -> Config {
         buffer_bytes,
         buffers_per_shard: u16::from(bytes.below(32)) + 2,
     };
-    let busy_poll_us = if bytes.flag() { 20 } else { 0 };
+    let (busy_poll_us, answer_poll_us) = [(0, 0), (0, 30), (20, 0), (20, 30)][bytes.below(4) as usize];
     Config {
         data_path: DataPath::Auto,
         data_path_percent: Percent::HUNDRED,
         carry_sessions: true,
-        shards: Shards { pin: false, busy_poll_us, ..Shards::default() },
+        shards: Shards { pin: false, busy_poll_us, answer_poll_us, ..Shards::default() },
         limits,
         pools: vec![pool("v1", &[0, 1], u32::from(bytes.below(3))), pool("v2", &[2], 0)],
         listeners: vec![listener],
