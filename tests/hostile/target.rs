@@ -254,7 +254,8 @@ fn sum(text: &str, name: &str, having: &str) -> u64 {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        for pid in process::family(self.pid()).into_iter().rev() {
+        // Whoever starts the others anew goes first.
+        for pid in process::family(self.pid()) {
             let _ = process::run(&["kill", "-s", "KILL", &pid.to_string()]);
         }
         let _ = self.child.kill();
