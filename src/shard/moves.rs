@@ -128,7 +128,9 @@ impl<D: Driver> Shard<D> {
         while self.moves.settling.len() < limits::SETTLING_MAX {
             let Some((key, to)) = self.moves.waiting.pop_front() else { break };
             if to.load.has_left() {
-                self.parts.tally.shard.moves_failed.add(1);
+                // Who is evicted goes to another; a move by order has come to nothing.
+                let failed = !self.moves.is_evicted();
+                self.parts.tally.shard.moves_failed.add(u64::from(failed));
                 self.moves.forget(&to);
                 continue;
             }

@@ -25,7 +25,7 @@ pub(super) struct Plan {
     pub(super) faults: Faults,
     /// What each shard's driver can do; as many shards.
     pub(super) shards: Vec<Kernel>,
-    /// How long shards look for work without sleeping, in microseconds.
+    /// How long shards look for work without sleeping.
     pub(super) awake: Awake,
     pub(super) config: Config,
     pub(super) clients: Vec<Client>,
