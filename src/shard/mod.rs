@@ -52,7 +52,7 @@ pub struct Parts {
     /// Whether somebody wakes it once a second. Then it sets no timer of its own for what lies farther ahead:
     /// arming one costs each sleep a twentieth of a message.
     pub ticked: bool,
-    /// How long it looks for work without sleeping.
+    /// How long it looks for work without sleeping, until [`Order::StayAwake`] says otherwise.
     pub awake: Awake,
     /// Its counters.
     pub tally: Arc<Tally>,
@@ -243,7 +243,7 @@ impl<D: Driver> Shard<D> {
     /// A session's bytes moved: the shard stays awake, and sees whether a few sessions carry all the traffic.
     fn note_movement(&mut self, key: Key, from: Side) {
         self.spin.moved(self.now, from);
-        if !self.parts.awake.is_busy() {
+        if !self.spin.is_busy() {
             return;
         }
         if self.sessions.session(key).is_some_and(|session| session.wants_heat()) {
@@ -274,11 +274,6 @@ impl<D: Driver> Shard<D> {
                 self.hot.push(key);
             }
         }
-    }
-
-    fn stay_awake(&mut self, awake: Awake) {
-        self.parts.awake = awake;
-        self.spin.set(awake);
     }
 
     fn cool_all(&mut self) {
@@ -470,7 +465,7 @@ impl<D: Driver> Shard<D> {
                 Order::Neighbours(neighbours) => self.neighbours = neighbours,
                 Order::Evict(to) => self.evict(to.into_iter().collect()),
                 Order::Scatter(to) => self.evict(to),
-                Order::StayAwake(awake) => self.stay_awake(awake),
+                Order::StayAwake(awake) => self.spin.set(awake),
                 Order::Move { session, to, told } => self.move_one(session, to, told.as_deref()),
                 Order::Share(share) => self.share = share,
                 Order::Keep { sessions, to } => self.keep_only(sessions, &to),

@@ -36,8 +36,12 @@ impl Awake {
         us as u64 * 1000
     }
 
-    /// Whether it is low-latency mode.
-    pub(super) const fn is_busy(self) -> bool {
+    /// The most that can be saved up.
+    fn budget_ns_max(self) -> i64 {
+        i64::try_from(self.window_ns() * limits::SPIN_BUDGET_WINDOWS).unwrap_or(i64::MAX)
+    }
+
+    const fn is_busy(self) -> bool {
         self.busy_poll_us > 0
     }
 }
@@ -46,7 +50,6 @@ impl Awake {
 #[derive(Debug)]
 pub(super) struct Spin {
     awake: Awake,
-    window_ns: u64,
     /// Whether something is near after what moved last.
     near: bool,
     /// When something moved last.
@@ -64,13 +67,11 @@ pub(super) struct Spin {
 impl Spin {
     /// Spins for so long.
     pub(super) fn new(awake: Awake, now: Time) -> Self {
-        let window_ns = awake.window_ns();
         Self {
             awake,
-            window_ns,
             near: false,
             moved: Time::default(),
-            budget_ns: most(window_ns),
+            budget_ns: awake.budget_ns_max(),
             waits_ns: 0,
             vain_ns: 0,
             settled: now,
@@ -79,29 +80,36 @@ impl Spin {
 
     /// Spins for so long from now on. What was saved up is kept, as far as it may be.
     pub(super) fn set(&mut self, awake: Awake) {
-        (self.awake, self.window_ns) = (awake, awake.window_ns());
-        self.budget_ns = self.budget_ns.min(most(self.window_ns));
+        self.awake = awake;
+        self.budget_ns = self.budget_ns.min(awake.budget_ns_max());
     }
 
     /// Whether it ever spins.
     pub(super) const fn is_on(&self) -> bool {
-        self.window_ns > 0
+        self.awake.window_ns() > 0
+    }
+
+    /// Whether it is low-latency mode.
+    pub(super) const fn is_busy(&self) -> bool {
+        self.awake.is_busy()
     }
 
     /// Bytes moved, from this side.
     pub(super) fn moved(&mut self, now: Time, from: Side) {
         let gap = now.since_ns(self.moved);
         self.moved = now;
-        if gap < self.window_ns && self.near {
+        if gap < self.awake.window_ns() && self.near {
             // A wait for it was worth while, or would have been.
             self.earn(gap);
         }
-        self.near = self.awake.is_busy() || from == Side::Client;
+        self.near = self.is_busy() || from == Side::Client;
     }
 
     /// Whether to look again at once instead of sleeping.
     pub(super) fn wants(&self, now: Time) -> bool {
-        self.near && self.budget_ns > self.waits_ns && now.since_ns(self.moved) < self.window_ns
+        self.near
+            && self.budget_ns > self.waits_ns
+            && now.since_ns(self.moved) < self.awake.window_ns()
     }
 
     /// The shard looked, from the last time it settled until `now`, and found something or not.
@@ -127,20 +135,14 @@ impl Spin {
     fn settle(&mut self, now: Time) -> u64 {
         let passed = now.since_ns(self.settled);
         self.settled = now;
-        let busy = self.awake.is_busy();
-        let part = if busy { limits::SPIN_WASTE_PART } else { limits::ANSWER_WASTE_PART };
+        let part = if self.is_busy() { limits::SPIN_WASTE_PART } else { limits::ANSWER_WASTE_PART };
         self.earn(passed / part);
         passed
     }
 
     fn earn(&mut self, ns: u64) {
-        self.budget_ns = self.budget_ns.saturating_add_unsigned(ns).min(most(self.window_ns));
+        self.budget_ns = self.budget_ns.saturating_add_unsigned(ns).min(self.awake.budget_ns_max());
     }
-}
-
-/// The most that can be saved up.
-fn most(window_ns: u64) -> i64 {
-    i64::try_from(window_ns * limits::SPIN_BUDGET_WINDOWS).unwrap_or(i64::MAX)
 }
 
 /// Which sessions carry the traffic.
