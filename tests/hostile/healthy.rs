@@ -134,7 +134,7 @@ impl Healthy {
     pub(crate) fn figures(&self) -> Figures {
         let counts: Vec<u64> = self.shared.spread.iter().map(|c| c.load(Relaxed)).collect();
         let echoes: u64 = counts.iter().sum();
-        let wanted = echoes * 99 / 100;
+        let wanted = (echoes * 99).div_ceil(100);
         let mut seen = 0;
         let step = counts.iter().position(|count| {
             seen += count;

@@ -8,7 +8,7 @@ use super::exhaustion::cut_off;
 use super::healthy::Figures;
 use super::island::Island;
 use super::process;
-use super::stage::{LOOPBACK, Rig, client, echoes, reset, until};
+use super::stage::{LOOPBACK, Rig, client, echoes, reset, served_after, until};
 use super::target::Kind;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -143,6 +143,10 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+fn or_never(after: Option<Duration>) -> String {
+    after.map_or_else(|| "never".into(), |after| format!("{after:.1?}"))
+}
+
 /// Makes new clients as fast as it can while something is done: how many, and how many were not served.
 fn new_clients_while(to: SocketAddr, act: impl FnOnce()) -> (usize, usize) {
     let (stop, made, refused) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
@@ -202,7 +206,7 @@ fn killed(kind: Kind) -> Row {
     let refused = waiting.iter().filter(|client| client.is_err()).count();
     let unserved = waiting.into_iter().flatten().filter(|client| !answers(client)).count();
     let f = rig.healthy.stop();
-    let after_text = if back { format!("{after:.1?}") } else { "never".into() };
+    let after_text = or_never(back.then_some(after));
     let met = f.harmed <= 100 && refused + unserved == 0 && back && after <= ms(200);
     (format!("{} / {refused}, {unserved} / {after_text}", f.harmed), met)
 }
@@ -228,12 +232,10 @@ fn backend_killed(kind: Kind) -> Row {
     std::thread::sleep(ms(1000).saturating_sub(told));
     rig.other.behave(Manner::Echo);
     rig.other.rise();
-    let began = Instant::now();
-    let back = until(PATIENCE, || echoes(rig.target.other, PATIENCE));
-    let recovery = began.elapsed();
+    let recovery = served_after(rig.target.other, PATIENCE);
     let harmed = rig.healthy.stop().harmed;
-    let met = resets == 100 && back && recovery <= ms(10) && harmed == 0;
-    (format!("{resets} of 100 in {told:.1?} / {recovery:.1?}"), met)
+    let met = resets == 100 && recovery.is_some_and(|after| after <= ms(10)) && harmed == 0;
+    (format!("{resets} of 100 in {told:.1?} / {}", or_never(recovery)), met)
 }
 
 fn backend_frozen(kind: Kind) -> Row {
@@ -302,19 +304,15 @@ fn descriptors(kind: Kind) -> Row {
     closed += at_once;
     let short = rig.cpu(ms(2000)) - calm;
     drop(clients);
-    let began = Instant::now();
-    let mut back = false;
-    while !back && began.elapsed() < PATIENCE {
-        back = echoes(rig.target.other, ms(500));
-    }
-    let recovery = began.elapsed();
+    let recovery = served_after(rig.target.other, PATIENCE);
     let leaked = leaked(&rig, before);
     let f = rig.healthy.stop();
-    let quick = short <= 5.0 && later == 0 && back && recovery <= ms(2);
+    let quick = short <= 5.0 && later == 0 && recovery.is_some_and(|after| after <= ms(2));
     let met = f.harmed == 0 && quick && leaked == 0;
     let figures = format!(
-        "{} / {short:.0} % / {recovery:.1?} / {leaked}; {closed} in {within:.0?}, {later} later",
-        f.harmed
+        "{} / {short:.0} % / {} / {leaked}; {closed} in {within:.0?}, {later} later",
+        f.harmed,
+        or_never(recovery)
     );
     (figures, met)
 }

@@ -167,11 +167,8 @@ impl Stage {
 
     /// How long until a new client of the healthy sessions' listener is answered.
     pub(crate) fn served_after(&self) -> Duration {
-        let began = Instant::now();
-        while !echoes(self.target.orders, Duration::from_millis(500)) {
-            assert!(began.elapsed() < Duration::from_secs(20), "{}: nobody is served", self.name);
-        }
-        began.elapsed()
+        let served = served_after(self.target.orders, Duration::from_secs(20));
+        served.unwrap_or_else(|| panic!("{}: nobody is served", self.name))
     }
 
     /// Counts what came home, prints the figures and fails where one is wrong. `held`: bytes sessions may have held.
@@ -257,6 +254,17 @@ pub(crate) fn echoes(to: SocketAddr, patience: Duration) -> bool {
         std::io::Result::Ok(answer == *b"is anybody there")
     };
     exchange().unwrap_or(false)
+}
+
+/// How long until a new client gets back what it says; `None`: not within this patience.
+pub(crate) fn served_after(to: SocketAddr, patience: Duration) -> Option<Duration> {
+    let began = Instant::now();
+    while !echoes(to, Duration::from_millis(500)) {
+        if began.elapsed() >= patience {
+            return None;
+        }
+    }
+    Some(began.elapsed())
 }
 
 /// Has a client's end be a reset.
