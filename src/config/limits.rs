@@ -243,7 +243,7 @@ pub const WORK_SAMPLE: u64 = 64;
 /// How many sessions begin in one turn of a shard: those that live wait for no more than these.
 pub const BEGINNINGS_PER_TURN_MAX: u32 = 8;
 /// How many clients that waited for their turn are looked at in one; those that have left begin no session. No more
-/// wait than there are places: each has one of `sessions_max`.
+/// wait than there are places, and no more without one.
 pub const ARRIVALS_PER_TURN_MAX: u32 = 64;
 /// While the pool is low: how often sessions are looked at for what waits for slow destinations. What waits for two
 /// looks moves out of the pool.

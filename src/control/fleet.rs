@@ -21,7 +21,7 @@ use crate::config::{Config, Percent, limits};
 use crate::driver::{Kind, ListenerId, Socket, sys};
 use crate::event::{Arm, EndReason, Ended};
 use crate::policy::seat::Seat;
-use crate::policy::snapshot::Snapshot;
+use crate::policy::snapshot::{Limit, Snapshot};
 use crate::policy::split::Split;
 use crate::session::parcel::Parcel;
 use crate::shard::mailbox::{Mail, Order};
@@ -184,7 +184,9 @@ impl Fleet {
             return;
         }
         // Without a place it is still a shard's to turn away, which counts it.
-        let (client, seat) = (Socket::owned(client), Seat::take(snapshot, listener));
+        let no_place = |limit: &Limit| snapshot.count_no_place(usize::from(listener), *limit);
+        let seat = Seat::take(snapshot, listener).inspect_err(no_place).ok();
+        let client = Socket::owned(client);
         if let Err(unsent) = member.mail.send(Order::Adopt { client, seat }) {
             member.load.sub();
             if let Order::Adopt { client, .. } = unsent {

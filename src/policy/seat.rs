@@ -1,6 +1,6 @@
 //! A place under `sessions_max`, held by a client from when it comes in.
 
-use super::snapshot::Snapshot;
+use super::snapshot::{Limit, Snapshot};
 use std::sync::Arc;
 
 /// A place for one session of a listener, by the config that session is to live by. Dropped, it is given back: on its
@@ -13,11 +13,13 @@ pub struct Seat {
 }
 
 impl Seat {
-    /// Takes a place for one more session of the listener at this index. `None`: there is none.
-    #[must_use]
-    pub fn take(snapshot: &Arc<Snapshot>, listener: u16) -> Option<Self> {
-        let seat = || Self { snapshot: Some(Arc::clone(snapshot)), listener };
-        snapshot.enter(usize::from(listener)).then(seat)
+    /// Takes a place for one more session of the listener at this index.
+    ///
+    /// # Errors
+    /// The limit that has none.
+    pub fn take(snapshot: &Arc<Snapshot>, listener: u16) -> Result<Self, Limit> {
+        snapshot.enter(usize::from(listener))?;
+        Ok(Self { snapshot: Some(Arc::clone(snapshot)), listener })
     }
 
     /// Leaves the place to a session, at whose end [`Snapshot::leave`] gives it back. Its config, and the listener's

@@ -128,10 +128,12 @@ impl Snapshot {
         self.config.listeners.iter().enumerate().find(|(_, l)| *l.name == *name)
     }
 
-    /// Takes a place for one more session of the listener. Whether there was one: both its own limit and that of the
-    /// process hold exactly, across shards. Given back by [`leave`](Self::leave).
-    #[must_use]
-    pub fn enter(&self, listener: usize) -> bool {
+    /// Takes a place for one more session of the listener. Both its own limit and that of the process hold exactly,
+    /// across shards. Given back by [`leave`](Self::leave).
+    ///
+    /// # Errors
+    /// The limit that has no place.
+    pub fn enter(&self, listener: usize) -> Result<(), Limit> {
         let limits = [
             (&*self.sessions, self.config.limits.sessions_max),
             (&self.listeners[listener].sessions, self.config.listeners[listener].sessions_max),
@@ -141,14 +143,18 @@ impl Snapshot {
                 for (count, _) in &limits[..=taken] {
                     count.fetch_sub(1, Relaxed);
                 }
-                self.listeners[listener].no_place[taken].fetch_add(1, Relaxed);
-                return false;
+                return Err(Limit::ALL[taken]);
             }
         }
-        true
+        Ok(())
     }
 
-    /// How many clients each listener had no place for, and which limit said so.
+    /// Counts a client that is turned away because this limit has no place for it.
+    pub fn count_no_place(&self, listener: usize, limit: Limit) {
+        self.listeners[listener].no_place[limit as usize].fetch_add(1, Relaxed);
+    }
+
+    /// How many clients each listener turned away for want of a place, and which limit said so.
     pub fn no_place(&self) -> impl Iterator<Item = (&Name, Limit, u64)> {
         let listeners = self.config.listeners.iter().zip(&self.listeners);
         listeners.flat_map(|(listener, entrance)| {

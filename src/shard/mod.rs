@@ -8,6 +8,7 @@
 
 mod abandon;
 pub mod accept;
+mod admission;
 pub mod inquiry;
 pub mod mailbox;
 mod moves;
@@ -29,7 +30,8 @@ use crate::session::sabotage::{self, Mutation};
 use crate::session::{Rest, Session, Step};
 use crate::tally::Tally;
 use crate::time::Time;
-use accept::{Arrivals, Gate};
+use accept::Gate;
+use admission::Arrivals;
 use arc_swap::ArcSwap;
 use mailbox::{Order, Report};
 use moves::Moves;

@@ -182,16 +182,20 @@ fn what_the_config_names_is_shown_before_anything_happened() {
 #[test]
 fn which_limit_had_no_place_is_told_and_goes_to_the_next_process() {
     use crate::control::totals::Totals;
+    use crate::policy::snapshot::Snapshot;
     let mut config = harness::config();
     config.limits.sessions_max = 3;
     config.listeners[0].sessions_max = 2;
-    let first = crate::policy::snapshot::Snapshot::new(config.clone(), None);
-    let taken: Vec<bool> = (0..4).map(|_| first.enter(0)).collect();
+    let first = Snapshot::new(config.clone(), None);
+    let enter = |snapshot: &Snapshot| {
+        snapshot.enter(0).inspect_err(|limit| snapshot.count_no_place(0, *limit)).is_ok()
+    };
+    let taken: Vec<bool> = (0..4).map(|_| enter(&first)).collect();
     assert_eq!(taken, [true, true, false, false]);
     config.listeners[0].sessions_max = 3;
-    let board = Board::new(crate::policy::snapshot::Snapshot::new(config, Some(&first)));
+    let board = Board::new(Snapshot::new(config, Some(&first)));
     let snapshot = board.snapshot.load_full();
-    assert_eq!([snapshot.enter(0), snapshot.enter(0)], [true, false]);
+    assert_eq!([enter(&snapshot), enter(&snapshot)], [true, false]);
     let next = harness::board(0);
     next.inherit(Totals::of(&board).record());
     for (board, max) in [(&board, 3.0), (&*next, 10.0)] {

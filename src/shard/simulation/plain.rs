@@ -88,6 +88,27 @@ fn clients_that_left_before_their_turn_keep_no_place() {
 }
 
 #[test]
+fn a_rush_of_clients_that_leave_at_once_takes_nobodys_place() {
+    let (gone, stay) = (6000, 10);
+    let mut plan = plan(gone + stay);
+    plan.config.limits.sessions_max = 1500;
+    for listener in &mut plan.config.listeners {
+        (listener.backlog, listener.sessions_max) = (8192, 1500);
+    }
+    // Faster than sessions begin, and looked at when they have left.
+    for (number, client) in plan.clients.iter_mut().enumerate() {
+        client.at = Time(1_000_000_000 + 100 * number as u64);
+    }
+    for client in &mut plan.clients[..gone] {
+        client.script = Script(vec![Step::Wait(200_000), Step::Reset]);
+    }
+    let mut run = Run::new(plan);
+    run.through().map_err(|failure| failure.what).unwrap();
+    let refused = run.members[0].tally.shard.refused_full.get();
+    assert_eq!((run.journal.len(), refused), (gone + stay, 0));
+}
+
+#[test]
 fn a_listener_rests_after_errors_that_last_and_says_so_once_a_second() {
     // EPERM, EINVAL, ENOSPC, EMFILE.
     let errors = [1, 22, 28, 24].map(Errno);

@@ -283,7 +283,7 @@ fn drawn_config(rng: &mut Rng, limits: Limits, percents: [u16; 2]) -> Config {
     let listeners = LISTENERS.iter().zip(percents).map(|(name, percent)| Listener {
         name: Name::from(*name),
         bind: SocketAddr::from(([10, 100, 0, 1], 4000)),
-        backlog: 64,
+        backlog: 16,
         stable: 0,
         canary: (percent > 0).then_some(1),
         canary_percent: Percent::from_hundredths(percent).expect("it is at most a whole"),

@@ -145,7 +145,8 @@ impl Run {
         for at in 0..self.members.len() {
             for (n, listener) in self.plan.config.listeners.iter().enumerate() {
                 let id = ListenerId(u16::try_from(n).expect("there are two"));
-                let socket = self.world.borrow_mut().listen(id, 16);
+                let backlog = listener.backlog as usize;
+                let socket = self.world.borrow_mut().listen(id, backlog);
                 let name = Arc::clone(&listener.name);
                 self.ports.push(Port {
                     listener: id,
