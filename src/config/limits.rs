@@ -156,6 +156,9 @@ pub const CQ_ENTRIES: u32 = 8192;
 pub const SQ_ENTRIES_MIN: u32 = 128;
 /// Completions handled in one turn before timers and mail are looked at again.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 1024;
+/// Sockets that a ring closes in one turn, with what else it submits: their descriptors are taken until then, so others
+/// are closed at once.
+pub const CLOSES_PER_TURN_MAX: usize = 16;
 /// How long the probe of io_uring waits for one completion.
 pub const PROBE_WAIT_MS: u64 = 1000;
 /// Readiness reports taken from epoll in one turn.

@@ -519,7 +519,8 @@ pub trait Driver {
     /// Bytes that wait are no end, and stay where they are.
     fn stands(&mut self, socket: &Socket) -> bool;
 
-    /// Closes a socket of which nothing is in flight. One that was attached is named by `key` and `side`.
+    /// Closes a socket of which nothing is in flight, at once or with the next [`turn`](Self::turn). One that was
+    /// attached is named by `key` and `side`.
     fn close(&mut self, attached: Option<(Key, Side)>, socket: Socket);
 
     /// The client's address.

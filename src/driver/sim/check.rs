@@ -13,7 +13,7 @@ impl Sim {
     pub fn leaks(&self) -> Vec<String> {
         let world = self.world.borrow();
         let mut left = Vec::new();
-        for number in world.open_sockets() {
+        for number in world.open_sockets().into_iter().filter(|it| !self.closing.contains(it)) {
             let end = world.end(number);
             match end.owner {
                 Some(owner) if owner.shard != self.shard => continue,

@@ -69,6 +69,8 @@ fault_classes! {
     Stale,
     /// The thread is stopped: a turn returns up to 5 s late.
     Freeze,
+    /// A socket is closed by the next turn, and takes a descriptor until then.
+    LateClose,
     /// A turn returns early, with nothing.
     EarlyTurn,
     /// A turn is taken for one that brought next to nothing: sends are better made at once.

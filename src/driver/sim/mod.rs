@@ -49,7 +49,7 @@ use super::{
     Arm, Carried, Completion, Counters, Driver, Errno, Interest, Key, Kind, ListenerId,
     Op as Asked, Received, Side, Socket, Stride, Wake, Waker,
 };
-use crate::config::Tcp;
+use crate::config::{Tcp, limits};
 use crate::time::Time;
 use op::{Op, Owner, Verb};
 use pipe::Way;
@@ -85,6 +85,8 @@ pub struct Sim {
     attached: BTreeMap<(u32, u8), usize>,
     /// The socket each listener accepts on.
     accepting: BTreeMap<ListenerId, usize>,
+    /// Sockets that the next turn closes.
+    closing: Vec<usize>,
     /// Buffers that a send reads.
     lent: BTreeSet<u32>,
     /// The last generation of each slot that is over: what is said of it is stale.
@@ -125,6 +127,7 @@ impl Sim {
             fails: false,
             attached: BTreeMap::new(),
             accepting: BTreeMap::new(),
+            closing: Vec::new(),
             lent: BTreeSet::new(),
             over: BTreeMap::new(),
             woken: Arc::new(Woken(flag)),
@@ -423,7 +426,12 @@ impl Driver for Sim {
         } else if self.world.borrow().end(number).owner.is_some() {
             self.world.borrow().broken(&format!("socket {number} is attached, and closed as not"));
         }
-        self.world.borrow_mut().close_socket(number);
+        let mut world = self.world.borrow_mut();
+        if self.closing.len() < limits::CLOSES_PER_TURN_MAX && world.happens(Fault::LateClose) {
+            self.closing.push(number);
+        } else {
+            world.close_socket(number);
+        }
     }
 
     fn client_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
@@ -448,6 +456,7 @@ impl Driver for Sim {
         self.check_buffers();
         let mut world = self.world.borrow_mut();
         world.running = self.shard;
+        self.closing.drain(..).for_each(|number| world.close_socket(number));
         let early = world.happens(Fault::EarlyTurn);
         let until = if early { Some(world.clock) } else { until.map(|until| until.0) };
         // Who only looks takes a while for it too.
@@ -495,6 +504,7 @@ impl Drop for Sim {
     fn drop(&mut self) {
         // A panic may have left the world borrowed; it is over then.
         if let Ok(mut world) = self.world.try_borrow_mut() {
+            self.closing.drain(..).for_each(|number| world.close_socket(number));
             world.shards[self.shard] = None;
             world.end_flights_of(self.shard);
             for (number, verb) in self.said.drain(..).filter_map(|(_, last)| last) {

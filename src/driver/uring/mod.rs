@@ -5,6 +5,8 @@
 //! receive holds none. Descriptors are ordinary ones, for shutdown(2), close(2) and handing over need them. A FIN is
 //! sent by shutdown(2), since the ring's own operation for it always goes to a worker thread.
 
+mod build;
+mod closing;
 #[cfg(test)]
 mod full;
 #[cfg(test)]
@@ -24,6 +26,8 @@ use super::{
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
+use build::build_ring;
+use closing::Closing;
 use io_uring::types::{Fd, Napi, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter};
 use io_uring::{cqueue, opcode, squeue};
@@ -60,6 +64,9 @@ pub struct Uring {
     now: Time,
     /// Whether the last turn brought one completion at most.
     sparse: bool,
+    /// Entries that the submission queue has taken.
+    entries: u64,
+    closing: Closing,
     /// Calls into the kernel that failed, since the last that did not.
     failures: u32,
     counters: Counters,
@@ -111,6 +118,8 @@ impl Uring {
             credit,
             now: sys::now(),
             sparse: false,
+            entries: 0,
+            closing: Closing::default(),
             failures: 0,
             counters: Counters::default(),
         };
@@ -132,6 +141,7 @@ impl Uring {
         // ring.
         let pushed = unsafe { self.sq.push(&entry) };
         debug_assert!(pushed.is_ok(), "there was room");
+        self.entries += 1;
     }
 
     fn room(&self) -> usize {
@@ -229,7 +239,7 @@ impl Uring {
         match self.watches.hear(token, result, more) {
             Some(Heard::GoesOn) => None,
             Some(Heard::Enough) => {
-                self.push(opcode::AsyncCancel::new(token).build(), Token::CANCEL);
+                self.push(opcode::AsyncCancel::new(token).build(), Token::UNHEARD);
                 None
             }
             Some(Heard::Over(result)) => Some(result),
@@ -246,7 +256,7 @@ impl Uring {
             let Some(Again { token, fd, unwanted }) = self.watches.again() else { break };
             self.push(opcode::PollAdd::new(Fd(fd), 0).multi(true).build(), token);
             if unwanted {
-                self.push(opcode::AsyncCancel::new(token).build(), Token::CANCEL);
+                self.push(opcode::AsyncCancel::new(token).build(), Token::UNHEARD);
             }
         }
     }
@@ -342,7 +352,7 @@ impl Driver for Uring {
 
     fn stop_accepting(&mut self, listener: ListenerId) {
         let target = Token::Accept(listener).encode();
-        self.push(opcode::AsyncCancel::new(target).build(), Token::CANCEL);
+        self.push(opcode::AsyncCancel::new(target).build(), Token::UNHEARD);
     }
 
     fn socket(&mut self, address: SocketAddr, tcp: &Tcp) -> Result<Socket, Errno> {
@@ -464,7 +474,7 @@ impl Driver for Uring {
         };
         let target = target.encode();
         self.watches.cancelled(target);
-        self.push(opcode::AsyncCancel::new(target).build(), Token::CANCEL);
+        self.push(opcode::AsyncCancel::new(target).build(), Token::UNHEARD);
     }
 
     fn finish(&mut self, socket: &Socket) -> Result<(), Errno> {
@@ -484,7 +494,11 @@ impl Driver for Uring {
     }
 
     fn close(&mut self, _attached: Option<(Key, Side)>, socket: Socket) {
-        sys::close(socket.0);
+        if !self.closing.has_room() {
+            return sys::close(socket.0);
+        }
+        self.push(Closing::entry(socket.0), Token::UNHEARD);
+        self.closing.add(self.entries, socket.0);
     }
 
     fn client_address(&self, socket: &Socket) -> Result<SocketAddr, Errno> {
@@ -523,6 +537,7 @@ impl Driver for Uring {
         self.counters.completions += (self.cq.len() - self.told) as u64;
         self.told = self.cq.len();
         self.sparse = self.told <= 1;
+        self.closing.taken(self.entries - self.sq.len() as u64);
         self.judge(result)
     }
 
@@ -540,6 +555,9 @@ impl Driver for Uring {
 
 impl Drop for Uring {
     fn drop(&mut self) {
+        self.sq.sync();
+        self.closing.taken(self.entries - self.sq.len() as u64);
+        self.closing.finish();
         // SAFETY: `new` leaked this box, and what borrows it is not used or dropped after this. The ring goes before
         // the pool and the window, whose memory the kernel may write to until then.
         drop(unsafe { Box::from_raw(self.ring) });
@@ -556,32 +574,4 @@ fn number_of(result: i32) -> Result<u32, Errno> {
         libc::EINTR => Errno::CANCELED,
         error => Errno(error),
     })
-}
-
-/// A ring, as large as locked memory allows: at most so many submissions, and so many completions for each of them.
-fn build_ring(mut entries: u32, completions_each: u32) -> io::Result<IoUring> {
-    let mut no_array = true;
-    loop {
-        let mut builder = IoUring::builder();
-        builder
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_submit_all()
-            .setup_clamp()
-            .setup_cqsize(entries * completions_each)
-            .dontfork();
-        if no_array {
-            builder.setup_no_sqarray();
-        }
-        match builder.build(entries) {
-            // NO_SQARRAY is of Linux 6.6.
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) && no_array => no_array = false,
-            Err(e)
-                if e.raw_os_error() == Some(libc::ENOMEM) && entries > limits::SQ_ENTRIES_MIN =>
-            {
-                entries /= 2;
-            }
-            built => return built,
-        }
-    }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::driver::contract::loopback::{Fresh, Loopback};
 use crate::driver::contract::{self as cases, contract_tests};
 use std::cell::Cell;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 
@@ -48,7 +48,7 @@ fn what_a_cancel_interrupted_was_cancelled() {
 fn sends_are_made_at_once_where_nothing_else_goes_to_the_kernel() {
     let Some(mut uring) = Uring::fresh(128, 4096) else { return };
     for (completions, at_once) in [(0, true), (1, true), (2, false), (40, false), (1, true)] {
-        (0..completions).for_each(|_| uring.push(opcode::Nop::new().build(), Token::CANCEL));
+        (0..completions).for_each(|_| uring.push(opcode::Nop::new().build(), Token::UNHEARD));
         let now = uring.read_clock();
         uring.turn(Some(now)).unwrap();
         assert_eq!(uring.sends_at_once(), at_once, "{completions} completions");
@@ -100,6 +100,51 @@ fn what_was_received_and_not_read_is_kept() {
     }
 }
 
+/// Has so many connections closed, and returns their far ends.
+fn close_many(uring: &mut Uring, many: usize) -> Vec<TcpStream> {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let connection = |_| {
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        far.set_nonblocking(true).unwrap();
+        uring.close(None, Socket::owned(listener.accept().unwrap().0));
+        far
+    };
+    (0..many).map(connection).collect()
+}
+
+/// Whether the other end of a connection was closed.
+fn is_over(mut far: &TcpStream) -> bool {
+    far.read(&mut [0]).is_ok_and(|read| read == 0)
+}
+
+#[test]
+fn a_turn_closes_what_it_was_told_to_and_what_is_too_much_for_it_is_closed_at_once() {
+    let Some(mut uring) = Uring::fresh(128, 4096) else { return };
+    for _ in 0..3 {
+        let far = close_many(&mut uring, limits::CLOSES_PER_TURN_MAX + 1);
+        let (last, others) = far.split_last().unwrap();
+        assert!(is_over(last) && !others.iter().any(is_over));
+        let at_once = uring.read_clock();
+        uring.turn(Some(at_once)).unwrap();
+        assert!(others.iter().all(is_over));
+        assert!(uring.next().is_none(), "nobody is told");
+    }
+}
+
+#[test]
+fn a_ring_that_goes_closes_what_it_was_told_to() {
+    let Some(mut uring) = Uring::fresh(128, 4096) else { return };
+    let far = close_many(&mut uring, 3);
+    uring.make_room(limits::SQ_ENTRIES as usize);
+    assert!(far.iter().all(is_over), "a queue that is full is submitted");
+    // Whoever gets one of their numbers now keeps it.
+    let others = close_many(&mut uring, 2);
+    let own = TcpListener::bind("127.0.0.1:0").unwrap();
+    assert!(!others.iter().any(is_over));
+    drop(uring);
+    assert!(others.iter().all(is_over) && own.local_addr().is_ok());
+}
+
 /// The ring's descriptor is made to name something that is no ring, as far as the kernel can tell.
 #[test]
 fn a_ring_that_cannot_be_entered_is_counted_and_then_given_up() {
@@ -111,9 +156,12 @@ fn a_ring_that_cannot_be_entered_is_counted_and_then_given_up() {
     let fd = unsafe { &*uring.ring }.as_raw_fd();
     // SAFETY: takes and returns numbers; both descriptors are open.
     assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), fd) }, fd);
+    let far = close_many(&mut uring, 1);
     for failure in 1..=u64::from(limits::ENTER_FAILURES_MAX) {
         uring.turn(Some(at_once)).expect("it may still mend");
         assert_eq!(uring.counters().enter_failed, failure);
     }
     uring.turn(Some(at_once)).expect_err("it did not");
+    drop(uring);
+    assert!(far.iter().all(is_over), "what it could not close is closed");
 }

@@ -22,8 +22,8 @@ const SEND: u64 = 6;
 const POLL: u64 = 8;
 
 impl Token {
-    /// A cancellation, whose own completion says nothing: what it was for gives its own.
-    pub(super) const CANCEL: u64 = 0;
+    /// Of what gives no word of its own: a cancellation, for what it ends does, and a close.
+    pub(super) const UNHEARD: u64 = 0;
 
     pub(super) fn encode(self) -> u64 {
         let of = |kind: u64, key: Key| {
@@ -39,7 +39,7 @@ impl Token {
         }
     }
 
-    /// `None`: a cancellation.
+    /// `None`: nobody waits to hear of it.
     #[expect(clippy::cast_possible_truncation, reason = "the fields were put there")]
     pub(super) const fn decode(data: u64) -> Option<Self> {
         let key = Key { slot: data as u32, generation: (data >> 32) as u32 & 0xff_ffff };
@@ -81,6 +81,6 @@ mod tests {
         for token in all {
             assert_eq!(Token::decode(token.encode()), Some(token));
         }
-        assert_eq!(Token::decode(Token::CANCEL), None);
+        assert_eq!(Token::decode(Token::UNHEARD), None);
     }
 }
