@@ -156,6 +156,8 @@ pub const CQ_ENTRIES: u32 = 8192;
 pub const SQ_ENTRIES_MIN: u32 = 128;
 /// Completions handled in one turn before timers and mail are looked at again.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 1024;
+/// Completions of one turn that are few: what they bring is passed on one after the other, not all at once at the end.
+pub const SPARSE_COMPLETIONS_MAX: usize = 4;
 /// Sockets that a ring closes in one turn, with what else it submits: their descriptors are taken until then, so others
 /// are closed at once.
 pub const CLOSES_PER_TURN_MAX: usize = 16;

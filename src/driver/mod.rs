@@ -466,8 +466,8 @@ pub trait Driver {
         Ok(0)
     }
 
-    /// Whether a send of this turn is better made by [`send_now`](Self::send_now): where the turn brought next to
-    /// nothing, an operation has a call into the kernel to itself, and its completion ends the wait at once.
+    /// Whether a send of this turn is better made by [`send_now`](Self::send_now): where the turn brought little, an
+    /// operation shares its call into the kernel with few, waits for them, and its completion ends the wait at once.
     fn sends_at_once(&mut self) -> bool {
         false
     }

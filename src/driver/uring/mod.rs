@@ -62,7 +62,7 @@ pub struct Uring {
     told: usize,
     credit: bool,
     now: Time,
-    /// Whether the last turn brought one completion at most.
+    /// Whether the last turn brought few completions.
     sparse: bool,
     /// Entries that the submission queue has taken.
     entries: u64,
@@ -536,7 +536,7 @@ impl Driver for Uring {
         self.cq.sync();
         self.counters.completions += (self.cq.len() - self.told) as u64;
         self.told = self.cq.len();
-        self.sparse = self.told <= 1;
+        self.sparse = self.told <= limits::SPARSE_COMPLETIONS_MAX;
         self.closing.taken(self.entries - self.sq.len() as u64);
         self.judge(result)
     }
