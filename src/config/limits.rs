@@ -173,7 +173,8 @@ pub const FREEZE_MS: u64 = 250;
 /// How often a shard looks after itself: gives memory back, reports its gauges. Less than the second after which it is
 /// woken for that: woken a moment early, it would wait for the next time.
 pub const UPKEEP_MS: u64 = 900;
-/// Descriptors kept free of sessions: for listeners, rings, the admin endpoint and its clients.
+/// Descriptors kept free of sessions: for listeners, rings, the admin endpoint and its clients, and what one shard is
+/// about to close. Each further shard adds [`CLOSES_PER_TURN_MAX`].
 pub const DESCRIPTORS_SPARE: u64 = 128;
 /// How long a listener that is being closed waits for connections that were being made.
 pub const CLOSE_AFTER_MS: u64 = 50;

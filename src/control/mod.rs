@@ -326,7 +326,8 @@ fn within_descriptors(mut config: Config, in_force: u32) -> Config {
     // Where ready connections would take more than their part they are given up first.
     let ready = config.pools.iter().map(Pool::spares).sum::<u64>() * shards;
     let ready = ready.min(descriptors / limits::SPARE_DESCRIPTORS_PART);
-    let spare = limits::DESCRIPTORS_SPARE + ready;
+    let closing = (shards - 1) * limits::CLOSES_PER_TURN_MAX as u64;
+    let spare = limits::DESCRIPTORS_SPARE + ready + closing;
     let affordable = u32::try_from(descriptors.saturating_sub(spare) / 2).unwrap_or(u32::MAX);
     let wanted = config.limits.sessions_max;
     if wanted > affordable {

@@ -2,7 +2,7 @@
 //!
 //! DEFER_TASKRUN and SINGLE_ISSUER (Linux 6.1): completions are worked off in the shard's own thread, when it enters,
 //! which is the largest single saving there is. Receives take their buffers from a provided-buffer ring, so an idle
-//! receive holds none. Descriptors are ordinary ones, for shutdown(2), close(2) and handing over need them. A FIN is
+//! receive holds none. Descriptors are ordinary ones, for shutdown(2) and handing over need them. A FIN is
 //! sent by shutdown(2), since the ring's own operation for it always goes to a worker thread.
 
 mod build;
