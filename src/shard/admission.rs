@@ -67,18 +67,23 @@ impl<D: Driver> Shard<D> {
     }
 
     /// Gives places that came free to those that have stood longest, and turns the last away where more stand than are
-    /// seated.
+    /// seated, unless its own listener has a place.
     fn seat_standing(&mut self) {
         while let Some((client, came_in)) = self.arrivals.standing.pop_front() {
             match Seat::take(&came_in.snapshot, came_in.listener) {
                 Ok(seat) => self.seat(client, seat),
-                Err(limit) => {
+                Err(_) => {
                     self.arrivals.standing.push_front((client, came_in));
-                    if self.arrivals.standing.len() <= self.arrivals.seated.len() {
-                        return;
-                    }
-                    let Some((client, last)) = self.arrivals.standing.pop_back() else { return };
-                    last.snapshot.count_no_place(usize::from(last.listener), limit);
+                    break;
+                }
+            }
+        }
+        while self.arrivals.standing.len() > self.arrivals.seated.len() {
+            let Some((client, came_in)) = self.arrivals.standing.pop_back() else { break };
+            match Seat::take(&came_in.snapshot, came_in.listener) {
+                Ok(seat) => self.seat(client, seat),
+                Err(limit) => {
+                    came_in.snapshot.count_no_place(usize::from(came_in.listener), limit);
                     self.refuse(client);
                 }
             }
