@@ -32,6 +32,7 @@ pub mod pick;
 mod pipe;
 pub mod pool;
 pub mod probe;
+mod ring;
 pub mod sim;
 pub mod sys;
 pub mod uring;

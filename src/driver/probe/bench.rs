@@ -2,6 +2,7 @@
 
 use super::refusal::Failure;
 use crate::config::limits::{CQ_ENTRIES, PROBE_WAIT_MS, SQ_ENTRIES, SQ_ENTRIES_MIN};
+use crate::driver::ring::ring_of;
 use io_uring::types::{BufRingEntry, CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::mem::ManuallyDrop;
@@ -70,19 +71,7 @@ impl Done {
 /// Makes a ring as a shard does, with or without the array of indices, and falls back to a small one where locked
 /// memory is short.
 pub(super) fn ring(no_sqarray: bool) -> io::Result<IoUring> {
-    let build = |entries: u32| {
-        let mut builder = IoUring::builder();
-        builder
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_submit_all()
-            .setup_clamp()
-            .setup_cqsize(entries * (CQ_ENTRIES / SQ_ENTRIES));
-        if no_sqarray {
-            builder.setup_no_sqarray();
-        }
-        builder.build(entries)
-    };
+    let build = |entries| ring_of(entries, CQ_ENTRIES / SQ_ENTRIES, no_sqarray);
     match build(SQ_ENTRIES) {
         Err(e) if e.raw_os_error() == Some(libc::ENOMEM) => build(SQ_ENTRIES_MIN),
         made => made,

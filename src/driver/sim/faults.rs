@@ -73,7 +73,7 @@ fault_classes! {
     LateClose,
     /// A turn returns early, with nothing.
     EarlyTurn,
-    /// A turn is taken for one that brought next to nothing: sends are better made at once.
+    /// A turn is taken for one that brought little: sends are better made at once.
     SparseTurn,
 }
 

@@ -30,11 +30,7 @@ impl Closing {
 
     /// The kernel has taken all entries up to `number`, and closes are over when they are taken.
     pub(super) fn taken(&mut self, number: u64) {
-        if self.asked.last().is_some_and(|(last, _)| *last <= number) {
-            self.asked.clear();
-        } else {
-            self.asked.retain(|(asked, _)| *asked > number);
-        }
+        self.asked.retain(|(asked, _)| *asked > number);
     }
 
     /// Closes what the ring will not.

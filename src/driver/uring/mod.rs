@@ -2,10 +2,9 @@
 //!
 //! DEFER_TASKRUN and SINGLE_ISSUER (Linux 6.1): completions are worked off in the shard's own thread, when it enters,
 //! which is the largest single saving there is. Receives take their buffers from a provided-buffer ring, so an idle
-//! receive holds none. Descriptors are ordinary ones, for shutdown(2) and handing over need them. A FIN is
-//! sent by shutdown(2), since the ring's own operation for it always goes to a worker thread.
+//! receive holds none. Descriptors are ordinary ones, for shutdown(2) and handing over need them. A FIN is sent by
+//! shutdown(2), since the ring's own operation for it always goes to a worker thread.
 
-mod build;
 mod closing;
 #[cfg(test)]
 mod full;
@@ -18,6 +17,7 @@ mod window;
 use super::direct;
 use super::favours::{CardPolling, Reads};
 use super::pool::{BufferId, Pool};
+use super::ring::build_ring;
 use super::sys::{self, EventFd, RawAddress};
 use super::wide::Wide;
 use super::{
@@ -26,7 +26,6 @@ use super::{
 };
 use crate::config::{Tcp, limits};
 use crate::time::Time;
-use build::build_ring;
 use closing::Closing;
 use io_uring::types::{Fd, Napi, SubmitArgs, Timespec};
 use io_uring::{CompletionQueue, EnterFlags, IoUring, SubmissionQueue, Submitter};
