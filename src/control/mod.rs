@@ -316,6 +316,17 @@ fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Po
     Ok(ports)
 }
 
+/// How many of so many descriptors are for other things than sessions.
+fn kept_free(config: &Config, shards: u64, descriptors: u64) -> u64 {
+    // Where ready connections would take more than their part they are given up first.
+    let ready = config.pools.iter().map(Pool::spares).sum::<u64>() * shards;
+    let ready = ready.min(descriptors / limits::SPARE_DESCRIPTORS_PART);
+    // Each shard has its own socket of each listener, and an upgrade hands over copies.
+    let sockets = 2 * config.listeners.len() as u64;
+    let of_shard = limits::DESCRIPTORS_OF_SHARD + limits::CLOSES_PER_TURN_MAX as u64 + sockets;
+    limits::DESCRIPTORS_SPARE + shards * of_shard + ready
+}
+
 /// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle
 /// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already. And
 /// has the kernel's table hold them all, so that no shard waits for it to grow.
@@ -323,11 +334,7 @@ fn within_descriptors(mut config: Config, in_force: u32) -> Config {
     let descriptors = sys::raise_descriptor_limit();
     // CPUs that cannot be had are told where shards are to start there.
     let shards = fleet::places(&config).map_or(1, |places| places.len()) as u64;
-    // Where ready connections would take more than their part they are given up first.
-    let ready = config.pools.iter().map(Pool::spares).sum::<u64>() * shards;
-    let ready = ready.min(descriptors / limits::SPARE_DESCRIPTORS_PART);
-    let closing = (shards - 1) * limits::CLOSES_PER_TURN_MAX as u64;
-    let spare = limits::DESCRIPTORS_SPARE + ready + closing;
+    let spare = kept_free(&config, shards, descriptors);
     let affordable = u32::try_from(descriptors.saturating_sub(spare) / 2).unwrap_or(u32::MAX);
     let wanted = config.limits.sessions_max;
     if wanted > affordable {

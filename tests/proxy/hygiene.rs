@@ -1,19 +1,45 @@
 //! What sessions took is given back when they end.
 
-use crate::world::net::{Pair, Stage, assert_same, noise};
-use crate::world::program::{Program, descriptors, resident_kib};
+use crate::world::net::{Backend, Pair, Stage, assert_same, free_address, noise, ready, try_echo};
+use crate::world::program::{Program, RINGWAY, descriptors, resident_kib};
 use crate::world::proxy::Recipe;
-use crate::world::{has_uring, until};
+use crate::world::{has_program, has_uring, until};
 use ringway::config::DataPath;
 use ringway::driver::sys;
 use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
 
-crate::on_each_path!(a_thousand_sessions);
+crate::on_each_path!(a_thousand_sessions, many_listeners_leave_descriptors_for_each_session);
 
 const MESSAGES: u64 = 100;
 
 fn a_thousand_sessions(path: DataPath) {
     sessions_leave_nothing_behind(path, 1000);
+}
+
+/// Each of four shards has a socket of each of forty listeners: more than half of 600 descriptors with what they need.
+fn many_listeners_leave_descriptors_for_each_session(path: DataPath) {
+    const OFFERED: usize = 250;
+    if !has_program("prlimit") {
+        return;
+    }
+    let backend = Backend::echo();
+    let more = (1..40).fold(String::new(), |tables, at| {
+        let bind = free_address();
+        tables + &format!("[listeners.more-{at}]\nbind = \"{bind}\"\nstable = \"v1\"\n")
+    });
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=600:600", RINGWAY]);
+    let recipe = Recipe::new(path, &[backend.at]).shards(4).more(&more);
+    let (program, _) = Program::start_with(recipe, command);
+    // Some are turned away before connect(2) looks.
+    let came = (0..OFFERED).filter_map(|_| TcpStream::connect(program.at).ok());
+    let clients: Vec<_> = came.map(ready).collect();
+    let served = clients.iter().filter(|client| try_echo(client, b"a place").is_ok()).count();
+    let refused = program.metric("ringway_refused_total", "why=\"full\"");
+    assert_eq!((served > 20, served as f64 + refused), (true, OFFERED as f64), "{served} served");
+    assert_eq!(program.metric("ringway_sessions_ended_total", "no_descriptors"), 0.0);
 }
 
 #[test]
