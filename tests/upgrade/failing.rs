@@ -39,7 +39,7 @@ fn refused(ran: &Ran, why: &str) {
 }
 
 /// The first process serves, and a good binary takes its place.
-fn expect_unharmed(mut line: Line, failures: f64) {
+fn expect_unharmed(line: Line, failures: f64) {
     assert_eq!((line.pid(), line.generation()), (line.process.id(), 1));
     assert_eq!(line.metric("ringway_upgrades_total", "failed"), failures);
     let session = connect(line.at);

@@ -20,8 +20,6 @@ pub struct Line {
     pub config: PathBuf,
     /// Where the program is; a file of this line's own.
     pub program: PathBuf,
-    /// Ids of all processes that were seen.
-    seen: Vec<u32>,
 }
 
 impl Line {
@@ -41,8 +39,7 @@ impl Line {
         command.args(["run", "--config"]).arg(&config);
         adapt(&mut command);
         let process = Process::start(command);
-        let seen = vec![process.id()];
-        let line = Self { process, at, admin, config, program, seen };
+        let line = Self { process, at, admin, config, program };
         until(10_000, "it is ready", || line.get("/readyz").is_some_and(|said| said.0 == 200));
         line
     }
@@ -70,7 +67,7 @@ impl Line {
     }
 
     /// Upgrades, and waits until the process before has gone.
-    pub fn upgrade(&mut self) {
+    pub fn upgrade(&self) {
         let (before, generation) = (self.pid(), self.generation());
         let ran = self.ask();
         assert_eq!(ran.code, Some(0), "{ran:?}\n{}", self.process.said());
@@ -80,9 +77,7 @@ impl Line {
                     && status["process"]["predecessor"].is_null()
             })
         });
-        let pid = self.pid();
-        assert_ne!(pid, before);
-        self.seen.push(pid);
+        assert_ne!(self.pid(), before);
     }
 
     /// Status and body of a GET, where there is an answer.
@@ -119,14 +114,16 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        // The last of the line is no child of this process, so it is asked to end by its id.
-        if let Some(status) = self.status()
-            && let Some(pid) = status["process"]["pid"].as_u64()
-        {
-            self.seen.push(u32::try_from(pid).unwrap());
-        }
-        for pid in self.seen.drain(..).filter(|pid| *pid != self.process.id()) {
-            kill(pid, "KILL");
+        // Only the first of the line is a child of this process. The others name this line's config, as nobody else does.
+        let config = self.config.as_os_str().as_encoded_bytes();
+        for process in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
+            let named = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            if named.split(|byte| *byte == 0).any(|argument| argument == config)
+                && let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok())
+                && pid != self.process.id()
+            {
+                kill(pid, "KILL");
+            }
         }
         let _ = std::fs::remove_file(&self.config);
         let _ = std::fs::remove_file(&self.program);

@@ -74,7 +74,7 @@ fn start_with_socket(config: &PathBuf, name: &str, socket: OwnedFd) -> Process {
 #[test]
 fn the_manager_is_told_which_process_is_the_main_one() {
     let (manager, backend) = (Manager::new(), Backend::echo());
-    let mut line = Line::start_with(recipe(&backend), |command| manager.is_told_by(command));
+    let line = Line::start_with(recipe(&backend), |command| manager.is_told_by(command));
     let (said, _) = manager.until("READY=1");
     assert!(said.contains("accepting clients"), "{said}");
     let session = connect(line.at);

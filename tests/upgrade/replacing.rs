@@ -135,7 +135,7 @@ fn a_share_of_a_data_path_outlives_an_upgrade() {
         return skipped("io_uring is refused here");
     }
     let backend = Backend::echo();
-    let mut line = Line::start(Recipe::new(DataPath::Epoll, &[backend.at]).shards(2));
+    let line = Line::start(Recipe::new(DataPath::Epoll, &[backend.at]).shards(2));
     order(&line, "/api/v1/datapath", r#"{"path": "uring", "percent": 25, "live": false}"#);
     let sessions: Vec<TcpStream> = (0..40).map(|_| connect(line.at)).collect();
     sessions.iter().for_each(|session| echo(session, b"before"));
@@ -170,7 +170,7 @@ fn a_share_of_a_data_path_outlives_an_upgrade() {
 fn what_operators_ordered_outlives_an_upgrade(path: DataPath) {
     let (stable, canary) = (Backend::echo(), Backend::echo());
     let recipe = Recipe::new(path, &[stable.at]).canary(canary.at, "5");
-    let mut line = Line::start(recipe);
+    let line = Line::start(recipe);
     order(&line, "/api/v1/listeners/orders/canary", r#"{"percent": 50}"#);
     order(&line, "/api/v1/datapath", r#"{"path": "epoll"}"#);
     let session = connect(line.at);
@@ -206,7 +206,7 @@ fn a_signal_upgrades_as_the_endpoint_does(path: DataPath) {
 
 fn scraping_has_no_gap_and_totals_never_fall(path: DataPath) {
     let backend = Backend::echo();
-    let mut line = Line::start(Recipe::new(path, &[backend.at]).shards(2));
+    let line = Line::start(Recipe::new(path, &[backend.at]).shards(2));
     let live = Live::start(line.at, 20, 1);
     let (admin, stop) = (line.admin, std::sync::atomic::AtomicBool::new(false));
     std::thread::scope(|scope| {
@@ -248,7 +248,7 @@ fn listeners_and_shards_may_change_with_the_binary() {
     let listener =
         |name: &str, at| format!("[listeners.{name}]\nbind = \"{at}\"\nstable = \"v1\"\n");
     let more = listener("kept", kept) + &listener("gone", gone);
-    let mut line = Line::start(Recipe::new(DataPath::Epoll, &[backend.at]).shards(3).more(&more));
+    let line = Line::start(Recipe::new(DataPath::Epoll, &[backend.at]).shards(3).more(&more));
     let sessions = [kept, gone].map(connect);
     sessions.iter().for_each(|session| echo(session, b"before"));
     let text = std::fs::read_to_string(&line.config).unwrap();
@@ -277,7 +277,7 @@ fn listeners_and_shards_may_change_with_the_binary() {
 #[test]
 fn shards_change_by_reload_and_by_upgrade_in_turn() {
     let backend = Backend::echo();
-    let mut line = Line::start(Recipe::new(DataPath::Auto, &[backend.at]).shards(3));
+    let line = Line::start(Recipe::new(DataPath::Auto, &[backend.at]).shards(3));
     let live = Live::start(line.at, 20, 10);
     let stream = Stream::start(line.at, 100);
     let text = std::fs::read_to_string(&line.config).unwrap();

@@ -141,7 +141,7 @@ fn show(path: DataPath) {
     let bytes = Arc::new(AtomicU64::new(0));
     let backend = backend(Arc::clone(&stop));
     let quiet = "[log]\nsession_every = 0";
-    let mut line = Line::start(Recipe::new(path, &[backend.at]).shards(2).more(quiet));
+    let line = Line::start(Recipe::new(path, &[backend.at]).shards(2).more(quiet));
     let open = |seed| session(line.at, seed, Arc::clone(&stop), Arc::clone(&bytes));
     let sessions: Vec<_> = (0..SESSIONS).map(open).collect();
     let streams: Vec<Stream> = NEW.iter().map(|n| Stream::start(line.at, *n)).collect();
