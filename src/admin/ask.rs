@@ -43,7 +43,18 @@ pub fn ask(admin: &Admin, method: &str, path: &str, body: &str) -> Result<(u16, 
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok());
     let status = status.ok_or_else(|| format!("what listens on {at} is no Ringway"))?;
+    if length_said(head).is_some_and(|said| said != body.len()) {
+        return Err(format!("the answer of the admin endpoint at {at} was cut short: ask again"));
+    }
     Ok((status, body.to_owned()))
+}
+
+/// How many bytes an answer says it has behind its head.
+fn length_said(head: &str) -> Option<usize> {
+    let fields = head.lines().filter_map(|line| line.split_once(':'));
+    let (_, length) =
+        fields.into_iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"))?;
+    length.trim().parse().ok()
 }
 
 /// What an answer to an order says in words, or the errors it names; what it shows where it is about no order, a line
@@ -118,6 +129,26 @@ mod tests {
         assert_eq!(sentences(&said), "one; two");
         assert_eq!(sentences("no json\n"), "no json");
         assert_eq!(sentences("{\"ready\":true}"), "{\n  \"ready\": true\n}");
+    }
+
+    #[test]
+    fn a_long_answer_comes_whole_or_not_at_all() {
+        let answer = |bytes: usize| {
+            let there = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let at = there.local_addr().unwrap();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = there.accept().unwrap();
+                assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+                let head = "HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n";
+                stream.write_all(format!("{head}{}", "x".repeat(bytes)).as_bytes()).unwrap();
+            });
+            let got = ask(&admin(at, None), "GET", "/", "");
+            server.join().unwrap();
+            got
+        };
+        assert_eq!(answer(100_000).unwrap().1.len(), 100_000);
+        let why = answer(65_000).unwrap_err();
+        assert!(why.contains("cut short"), "{why}");
     }
 
     #[test]

@@ -292,8 +292,8 @@ pub const HANDOVER_IDS: u64 = 1 << 24;
 pub const ADMIN_BODY_BYTES_MAX: usize = 64 * 1024;
 /// Bytes of an admin request's head.
 pub const ADMIN_HEAD_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of an admin answer that `ringway datapath` and `ringway upgrade` read.
-pub const ADMIN_ANSWER_BYTES_MAX: u64 = 64 * 1024;
+/// Bytes of an admin answer that the commands read: the status of tens of thousands of backends.
+pub const ADMIN_ANSWER_BYTES_MAX: u64 = 16 << 20;
 /// Connections to the admin endpoint that may wait for their turn.
 pub const ADMIN_WAITING_MAX: u32 = 128;
 /// Connections to the admin endpoint at once.
