@@ -3,8 +3,8 @@
 //! have become fewer than sockets, lanes serve several.
 
 use crate::config::{Listener, Name, Tcp, limits};
-use crate::driver::ListenerId;
 use crate::driver::listening::{self, Hears};
+use crate::driver::{Errno, ListenerId};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -46,6 +46,9 @@ impl std::fmt::Display for PortError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { key, bind, error } = self;
         let advice = match error.kind() {
+            _ if error.raw_os_error() == Some(Errno::NOT_PERMITTED.0) => {
+                "tcp.congestion: net.ipv4.tcp_allowed_congestion_control lists those that need no CAP_NET_ADMIN"
+            }
             io::ErrorKind::AddrInUse => "another program listens there: stop it or change bind",
             io::ErrorKind::PermissionDenied => {
                 "ports below 1024 need CAP_NET_BIND_SERVICE: grant it or change bind"
@@ -70,6 +73,15 @@ impl PortError {
     pub(super) fn is_in_use(&self) -> bool {
         self.error.kind() == io::ErrorKind::AddrInUse
     }
+}
+
+/// Tries the options of a listener on a socket that is closed again: whether clients that come in from now on can have
+/// them.
+pub(super) fn try_options(listener: &Listener) -> Result<(), PortError> {
+    let domain = Domain::for_address(listener.bind);
+    Socket::new(domain, Type::STREAM, Some(Protocol::TCP))
+        .and_then(|fresh| set_options(&fresh, &listener.tcp))
+        .map_err(|error| PortError::of(listener, error))
 }
 
 /// A socket for the admin endpoint, which shares its port with nobody.

@@ -8,7 +8,7 @@ use super::closing::Closing;
 use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
-use super::ports::{Ids, Port};
+use super::ports::{self, Ids, Port};
 use super::reach::Backends;
 use super::rebalance::Evening;
 use super::reload::{self, Plan};
@@ -341,7 +341,8 @@ impl Supervisor {
         Ok(changes::told(what, &changes))
     }
 
-    /// Binds what the new config adds or moves; nobody listens yet. Nothing is changed where one of them cannot be had.
+    /// Binds what the new config adds or moves; nobody listens yet. Nothing is changed where one of them cannot be had,
+    /// or an option of one that stays.
     fn bind_new(
         &self,
         config: &Config,
@@ -362,6 +363,13 @@ impl Supervisor {
                 }
                 Err(e) => faults.push(e.to_string()),
             }
+        }
+        let before = self.board.snapshot.load();
+        let had = |l: &Listener| {
+            before.config.listeners.iter().any(|b| b.name == l.name && b.tcp == l.tcp)
+        };
+        for listener in config.listeners.iter().filter(|l| !is_new(l) && !had(l)) {
+            faults.extend(ports::try_options(listener).err().map(|e| e.to_string()));
         }
         if faults.is_empty() { Ok(bound) } else { Err(faults) }
     }

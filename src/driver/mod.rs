@@ -138,6 +138,8 @@ pub struct Errno(pub i32);
 impl Errno {
     /// The operation was cancelled.
     pub const CANCELED: Self = Self(libc::ECANCELED);
+    /// Not without a capability (EPERM). bind(2) to a port below 1024 says EACCES.
+    pub const NOT_PERMITTED: Self = Self(libc::EPERM);
     /// No receive buffer was free.
     pub const NO_BUFFERS: Self = Self(libc::ENOBUFS);
     /// The other end reset the connection.

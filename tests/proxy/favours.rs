@@ -179,3 +179,14 @@ fn a_congestion_control_this_kernel_has_not_is_named() {
     let said = started.err().expect("it is refused").to_string();
     assert!(said.contains("listeners.orders") && said.contains("tcp.congestion"), "{said}");
 }
+
+#[test]
+fn a_reload_with_such_a_one_changes_nothing() {
+    let backend = Backend::echo();
+    let recipe = Recipe::new(DataPath::Epoll, &[backend.at]);
+    let proxy = recipe.clone().start();
+    let bad = recipe.listener("tcp.congestion = \"nosuch\"").text();
+    let Answer::Refused(why) = proxy.reload(&bad) else { panic!("no session could begin") };
+    assert!(why[0].contains("listeners.orders") && why[0].contains("tcp.congestion"), "{why:?}");
+    echo(&connect(proxy.at), b"as before");
+}
