@@ -480,8 +480,10 @@ fn the_bench_compares_the_data_paths_and_judges() {
         let line = gates.lines().find(|l| l.starts_with(&format!("{gate} "))).expect(gate);
         gate_is_judged_rightly(line);
     }
-    assert!(gates.contains("0 of 5 gates hold; the plan goes on where any 2 do: no"), "{gates}");
-    assert!(gates.contains("recommended here: data_path = \"epoll\""), "{gates}");
+    assert!(gates.contains("0 of 5 gates hold; io_uring is worth it where any 2 do: "), "{gates}");
+    let unmeasured = gates.matches("no (not measured)").count();
+    let advice = if unmeasured < 2 { "data_path = \"epoll\"" } else { "nothing yet" };
+    assert!(gates.contains(&format!("recommended here: {advice}")), "{gates}");
     assert!(gates.contains("other programs took "), "{gates}");
 }
 
