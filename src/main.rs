@@ -45,8 +45,8 @@ enum Command {
     Check(Which),
     /// Has a running Ringway read its config again, and says what changed.
     ///
-    /// It is asked by the admin endpoint of the config. Without one, send it SIGHUP: what came of it
-    /// is in the log.
+    /// It reads the file it was started with, and says which. It is asked by the admin endpoint of the
+    /// config named here. Without one, send it SIGHUP: what came of it is in the log.
     #[command(verbatim_doc_comment)]
     Reload(Which),
     /// Shows what a running Ringway does, as JSON: its process, data path, shards, listeners and pools.
@@ -325,13 +325,16 @@ fn give(path: &Path, errand: &Errand) -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok((401, _)) => {
-            let why = format!("{file} has not the token that the running Ringway was started with");
-            fail(code, &format!("{not_done}: {why}"))
+            let why = "has not the token that the running Ringway was started with; where it was changed since";
+            fail(USAGE, &format!("{not_done}: {file} {why}: {instead}"))
         }
         // It may still be done: what is said tells where to look.
         Ok((504, said)) => fail(SYSTEM, &admin::ask::sentences(&said)),
         Ok((_, said)) => fail(code, &format!("{not_done}: {}", admin::ask::sentences(&said))),
-        Err(why) => fail(SYSTEM, &why),
+        Err(why) => {
+            let changed = "where [admin] was changed since it was started";
+            fail(SYSTEM, &format!("{why}; {changed}: {instead}"))
+        }
     }
 }
 

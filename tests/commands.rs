@@ -94,9 +94,17 @@ fn each_way_not_to_start_has_its_line_and_its_code() {
     assert_eq!((ran.code, ran.err.lines().count()), (Some(71), 1), "{ran:?}");
     assert!(ran.err.contains("listeners.orders") && ran.err.contains(&at.to_string()), "{ran:?}");
     recipe.bind = free_address();
-    let ran = start(&recipe.more(&format!("[admin]\nbind = \"{at}\"")).text());
+    let ran = start(&recipe.clone().more(&format!("[admin]\nbind = \"{at}\"")).text());
     assert_eq!((ran.code, ran.err.lines().count()), (Some(71), 1), "{ran:?}");
     assert!(ran.err.contains("admin.bind") && ran.err.contains(&at.to_string()), "{ran:?}");
+    if has_program("prlimit") {
+        recipe.bind = free_address();
+        let mut few = Command::new("prlimit");
+        few.args(["--nofile=64:64", RINGWAY]);
+        let ran = with_config(few, &["run", "--config"], &recipe.text());
+        assert_eq!((ran.code, ran.err.lines().count()), (Some(71), 1), "{ran:?}");
+        assert!(ran.err.contains("64 descriptors none is left for sessions"), "{ran:?}");
+    }
 }
 
 /// `ringway` on a kernel that refuses io_uring, as far as it can tell.
@@ -214,10 +222,17 @@ fn a_shell_can_ask_for_a_reload_and_for_the_status() {
     let ran = ask("reload");
     assert_eq!(ran.code, Some(0), "{ran:?}");
     let told = format!(
-        "for new sessions: pools.v1.backends: -{} +{}; waits for a restart: log.level: \"info\" -> \"debug\"\n",
+        "{file}: for new sessions: pools.v1.backends: -{} +{}; waits for a restart: log.level: \"info\" -> \"debug\"\n",
         one.at, other.at
     );
     assert_eq!(ran.out, told);
+    // Another file only tells where to ask, and by which token.
+    let another = recipe.clone().more("[timeouts]\nidle_ms = 1");
+    let ran = with_config(ringway(&[]), &["reload", "--config"], &another.text());
+    assert!(
+        ran.code == Some(0) && ran.out.starts_with(&format!("{file}: nothing changed")),
+        "{ran:?}"
+    );
     program.process.until_said(&format!("pools.v1.backends: -{} +{}", one.at, other.at));
     program.process.until_said("these changes wait for a restart");
     std::fs::write(&program.file, recipe.text().replace("retries", "x") + "\n[loq]\n").unwrap();

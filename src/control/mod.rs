@@ -86,6 +86,8 @@ pub enum StartError {
     DataPath(String),
     /// The system refused something else that is needed: a thread, a CPU, memory.
     System(String, io::Error),
+    /// The limit of open descriptors leaves none for sessions: what to do.
+    Descriptors(String),
     /// The process that was to hand over does not: why.
     HandOver(String),
 }
@@ -96,7 +98,7 @@ impl StartError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::DataPath(_) => 69,
-            Self::Port(_) | Self::System(..) | Self::HandOver(_) => 71,
+            Self::Port(_) | Self::System(..) | Self::HandOver(_) | Self::Descriptors(_) => 71,
         }
     }
 }
@@ -107,6 +109,7 @@ impl std::fmt::Display for StartError {
             Self::Port(e) => e.fmt(f),
             Self::DataPath(why) => write!(f, "data_path: {why}"),
             Self::System(what, e) => write!(f, "{what}: {e}"),
+            Self::Descriptors(why) => f.write_str(why),
             Self::HandOver(why) => write!(f, "the process to take over from: {why}"),
         }
     }
@@ -149,7 +152,7 @@ pub struct Prepared {
 pub fn prepare(config: Config, legacy: &Legacy) -> Result<Prepared, StartError> {
     let as_read = config;
     let (config, held) = legacy.with_orders(&as_read);
-    let config = within_descriptors(config, 0);
+    let config = within_descriptors(config, None).map_err(StartError::Descriptors)?;
     let report = probe();
     let wanted = (config.data_path, config.data_path_percent);
     let choice = rollout::choose(wanted, None, &report).map_err(StartError::DataPath)?;
@@ -330,15 +333,25 @@ fn kept_free(config: &Config, shards: u64, descriptors: u64) -> u64 {
 /// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle
 /// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already. And
 /// has the kernel's table hold them all, so that no shard waits for it to grow.
-fn within_descriptors(mut config: Config, in_force: u32) -> Config {
+///
+/// # Errors
+/// None would be left for sessions.
+fn within_descriptors(mut config: Config, in_force: Option<u32>) -> Result<Config, String> {
     let descriptors = sys::raise_descriptor_limit();
     // CPUs that cannot be had are told where shards are to start there.
     let shards = fleet::places(&config).map_or(1, |places| places.len()) as u64;
     let spare = kept_free(&config, shards, descriptors);
     let affordable = u32::try_from(descriptors.saturating_sub(spare) / 2).unwrap_or(u32::MAX);
     let wanted = config.limits.sessions_max;
+    if affordable == 0 {
+        return Err(format!(
+            "limits.sessions_max: of {descriptors} descriptors none is left for sessions: {shards} shards with {} \
+             listeners may need {spare} themselves; raise the limit of open files (ulimit -n, LimitNOFILE)",
+            config.listeners.len()
+        ));
+    }
     if wanted > affordable {
-        if in_force != affordable {
+        if in_force != Some(affordable) {
             tracing::warn!(
                 wanted,
                 granted = affordable,
@@ -356,5 +369,5 @@ fn within_descriptors(mut config: Config, in_force: u32) -> Config {
     if let Err(error) = sys::size_descriptor_table(needed) {
         tracing::debug!(%error, needed, "the table of descriptors grows as it is used");
     }
-    config
+    Ok(config)
 }

@@ -290,8 +290,9 @@ impl Supervisor {
         match answer {
             Ok(what) => {
                 self.board.reloaded(true);
-                tracing::info!(what, "config reloaded");
-                self.done(what)
+                tracing::info!(what, file = %path.display(), "config reloaded");
+                // Whoever asked may think of another file.
+                self.done(format!("{}: {what}", path.display()))
             }
             Err(faults) => {
                 self.board.reloaded(false);
@@ -309,7 +310,8 @@ impl Supervisor {
         let Plan { config, data_path } = reload::plan(&self.as_read, &before.config, &new);
         let said = Settings::of(&new);
         let changes = changes::of_reload(&self.in_force, &said, &before.config, &new);
-        let config = within_descriptors(config, before.config.limits.sessions_max);
+        let in_force = before.config.limits.sessions_max;
+        let config = within_descriptors(config, Some(in_force)).map_err(|why| vec![why])?;
         if config == before.config && data_path.is_none() {
             self.in_force.go_over(said);
             self.as_read = new;

@@ -138,7 +138,14 @@ impl Proxy {
     /// Writes the file again and reloads it.
     pub fn reload(&self, text: &str) -> Answer {
         std::fs::write(&self.file, text).unwrap();
-        self.order(Order::Reload)
+        let named = format!("{}: ", self.file.display());
+        match self.order(Order::Reload) {
+            Answer::Done { generation, what } => {
+                let what = what.strip_prefix(&named).expect("it names the file it read").to_owned();
+                Answer::Done { generation, what }
+            }
+            other => other,
+        }
     }
 
     /// Number of the config in force.
