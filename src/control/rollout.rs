@@ -152,6 +152,10 @@ impl Supervisor {
             Percent::HUNDRED if !hands_over && was == (wanted, share) => {
                 format!("data path of {which} is {} already", before.label())
             }
+            // From a share, or of live sessions that were left where they were.
+            Percent::HUNDRED if before == choice.kind => {
+                format!("data path of {which}: {}", before.label())
+            }
             Percent::HUNDRED => {
                 format!("data path of {which}: {} -> {}", before.label(), choice.kind.label())
             }
