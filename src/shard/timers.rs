@@ -14,7 +14,9 @@ const TICK_NS: u64 = 10_000_000;
 const LEVELS: u32 = 3;
 const PLACES: u32 = 256;
 /// Ticks from now to the last place of the last level.
-const REACH: u32 = (1 << (8 * LEVELS)) - (1 << (8 * (LEVELS - 1)));
+const REACH: u64 = (1 << (8 * LEVELS)) - (1 << (8 * (LEVELS - 1)));
+/// Ticks a deadline can lie ahead: a node keeps the lower half of its tick's bits.
+const AHEAD_MAX: u64 = u32::MAX as u64;
 const NONE: u32 = u32::MAX;
 const NOWHERE: u16 = u16::MAX;
 
@@ -22,8 +24,8 @@ const NOWHERE: u16 = u16::MAX;
 #[derive(Debug)]
 pub struct Timers {
     began: Time,
-    /// The tick that is over, since `began`; 32 bits last 497 days.
-    now: u32,
+    /// The tick that is over, since `began`.
+    now: u64,
     /// First slot of each place's list, level by level.
     places: Vec<u32>,
     /// How many slots stand in each level.
@@ -35,6 +37,7 @@ pub struct Timers {
 struct Node {
     next: u32,
     previous: u32,
+    /// The lower half of its tick: 32 bits of ticks last 497 days, and the wheel lasts longer.
     tick: u32,
     /// Index into `places`; `NOWHERE`: it has no deadline.
     place: u16,
@@ -56,9 +59,8 @@ impl Timers {
         if self.nodes.len() <= slot as usize {
             self.nodes.resize(slot as usize + 1, IDLE);
         }
-        let ticks = at.since_ns(self.began).div_ceil(TICK_NS);
-        let tick = u32::try_from(ticks).unwrap_or(u32::MAX).max(self.now + 1);
-        self.insert(slot, tick);
+        let tick = at.since_ns(self.began).div_ceil(TICK_NS);
+        self.insert(slot, tick.clamp(self.now + 1, self.now + AHEAD_MAX));
     }
 
     /// Forgets a slot's deadline.
@@ -85,19 +87,20 @@ impl Timers {
         let of_level = |level: u32| {
             let current = self.now >> (8 * level);
             let standing = self.standing[level as usize] > 0;
-            let is_taken = |ahead: &u32| self.places[index(level, current + ahead)] != NONE;
+            let is_taken = |ahead: &u64| self.places[index(level, current + ahead)] != NONE;
             // What stands in an upper level's current place is a whole round ahead: the rest has moved down.
-            let nearest = u32::from(level > 0);
-            let ahead = standing.then(|| (nearest..nearest + PLACES).find(is_taken)).flatten()?;
+            let nearest = u64::from(level > 0);
+            let round = nearest..nearest + u64::from(PLACES);
+            let ahead = standing.then(|| round.clone().find(is_taken)).flatten()?;
             Some(((current + ahead) << (8 * level)).max(self.now))
         };
         let tick = (0..LEVELS).filter_map(of_level).min()?;
-        Some(self.began + u64::from(tick) * TICK_NS)
+        Some(self.began + tick * TICK_NS)
     }
 
     /// Takes a slot whose deadline has come. Call until `None`.
     pub fn expire(&mut self, now: Time) -> Option<u32> {
-        let target = u32::try_from(now.since_ns(self.began) / TICK_NS).unwrap_or(u32::MAX);
+        let target = now.since_ns(self.began) / TICK_NS;
         loop {
             let first = self.places[index(0, self.now)];
             if first != NONE {
@@ -127,14 +130,16 @@ impl Timers {
             while slot != NONE {
                 let Node { next, tick, .. } = self.nodes[slot as usize];
                 self.standing[level as usize] -= 1;
-                self.insert(slot, tick);
+                // It is not over yet: what is over has fired.
+                let ahead = tick.wrapping_sub(lower_half(self.now));
+                self.insert(slot, self.now + u64::from(ahead));
                 slot = next;
             }
         }
     }
 
-    fn insert(&mut self, slot: u32, tick: u32) {
-        let stand = tick.clamp(self.now, self.now.saturating_add(REACH));
+    fn insert(&mut self, slot: u32, tick: u64) {
+        let stand = tick.min(self.now + REACH);
         let ahead = stand - self.now;
         let level = (0..LEVELS - 1).find(|l| ahead < 1 << (8 * (l + 1))).unwrap_or(LEVELS - 1);
         let place = index(level, stand >> (8 * level));
@@ -144,12 +149,17 @@ impl Timers {
         }
         self.standing[level as usize] += 1;
         let place = u16::try_from(place).expect("there are 768 places");
-        self.nodes[slot as usize] = Node { next, previous: NONE, tick, place };
+        self.nodes[slot as usize] = Node { next, previous: NONE, tick: lower_half(tick), place };
     }
 }
 
-const fn index(level: u32, tick: u32) -> usize {
-    (level * PLACES + tick % PLACES) as usize
+#[expect(clippy::cast_possible_truncation, reason = "that is what it is for")]
+const fn lower_half(tick: u64) -> u32 {
+    tick as u32
+}
+
+const fn index(level: u32, tick: u64) -> usize {
+    (level * PLACES + lower_half(tick) % PLACES) as usize
 }
 
 #[cfg(test)]
@@ -165,6 +175,27 @@ mod tests {
         assert_eq!(timers.expire(Time(24_999_999)), None);
         assert_eq!(timers.expire(Time(30_000_000)), Some(3));
         assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn a_shard_may_run_for_years() {
+        const DAY: u64 = 86_400 * 1_000_000_000;
+        // 2^32 ticks are 497.1 days.
+        for days in [497, 994, 10_000] {
+            let mut timers = Timers::new(Time(0));
+            let start = Time(days * DAY);
+            assert_eq!(timers.expire(start), None);
+            for (slot, ahead) in [(1, DAY / 200), (2, DAY / 3), (3, 20 * DAY)] {
+                timers.set(slot, start + ahead);
+                assert!(timers.next().is_some_and(|next| next > start));
+                assert_eq!(timers.expire(Time(start.0 + ahead - TICK_NS)), None, "day {days}");
+                assert_eq!(timers.expire(start + ahead), Some(slot), "day {days}");
+                timers.set(slot, start);
+                assert_eq!(timers.expire(start + ahead), None, "one that is late waits for a tick");
+                assert_eq!(timers.expire(Time(start.0 + ahead + TICK_NS)), Some(slot));
+                assert_eq!(timers.next(), None);
+            }
+        }
     }
 
     #[test]
