@@ -538,6 +538,11 @@ pub trait Driver {
     /// Where the kernel does not say.
     fn local_address(&self, socket: &Socket) -> Result<SocketAddr, Errno>;
 
+    /// Whether a connection that was made to `address` has reached itself: where nobody listens at a port that the
+    /// kernel also gives out to connections, one that begins at that very port succeeds (RFC 9293 3.5, a simultaneous
+    /// open), says back what it is told, and keeps the port from whoever would listen there.
+    fn is_its_own_end(&self, socket: &Socket, address: SocketAddr) -> bool;
+
     /// Submits what was asked for and waits for the kernel until something is there, or until `until` (`None`: for
     /// ever).
     ///

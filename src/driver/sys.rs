@@ -7,9 +7,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::mem::{size_of, size_of_val};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// A socket address as the kernel reads it.
 #[derive(Clone, Copy)]
@@ -374,6 +376,23 @@ pub(in crate::driver) fn near_address(fd: i32) -> Result<SocketAddr, Errno> {
     if near.port() == 0 { Err(Errno(libc::ENOTCONN)) } else { Ok(near) }
 }
 
+/// Whether a connection to `address` has reached itself. Nothing is asked of the kernel where it gives that port to no
+/// connection.
+pub(in crate::driver) fn is_its_own_end(fd: i32, address: SocketAddr) -> bool {
+    given_out().contains(&address.port()) && near_address(fd) == Ok(address)
+}
+
+/// The ports that connections begin at (ip(7), ip_local_port_range), as they were when this was asked first; all of them
+/// where the kernel does not say.
+fn given_out() -> &'static RangeInclusive<u16> {
+    static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
+    RANGE.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+        let mut ends = text.iter().flat_map(|t| t.split_whitespace()).map_while(|n| n.parse().ok());
+        ends.next().zip(ends.next()).map_or(1..=u16::MAX, |(first, last)| first..=last)
+    })
+}
+
 fn address_by(
     ask: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int,
 ) -> Result<SocketAddr, Errno> {
@@ -509,6 +528,21 @@ mod tests {
         assert_eq!((after(None).min(), after(None).max()), (Some(20), Some(30)));
         assert_eq!((after(Some(30_000)).min(), after(Some(30_000)).max()), (Some(10), Some(15)));
         assert!(after(Some(5000)).all(|s| s == 1), "they cannot fit");
+    }
+
+    #[test]
+    fn a_connection_that_has_reached_itself_is_known() {
+        let alone =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        alone.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        let own = alone.local_addr().unwrap();
+        alone.connect(&own).expect("nobody listens there, and yet");
+        assert!(is_its_own_end(alone.as_raw_fd(), own.as_socket().unwrap()));
+        let there = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let at = there.local_addr().unwrap();
+        let near = std::net::TcpStream::connect(at).unwrap();
+        assert!(!is_its_own_end(near.as_raw_fd(), at));
+        assert!(!given_out().contains(&80), "{:?}", given_out());
     }
 
     #[test]

@@ -437,8 +437,13 @@ impl Session {
             return self.give_up_backend(step);
         };
         opening.connecting = false;
-        let result = if opening.gave_up.is_some() { Err(Errno::TIMED_OUT) } else { result };
         let took_ns = step.now.since_ns(opening.began);
+        let result = match result {
+            _ if opening.gave_up.is_some() => Err(Errno::TIMED_OUT),
+            // Nobody listens there.
+            Ok(()) if self.is_with_itself(step) => Err(Errno::REFUSED),
+            result => result,
+        };
         let route = step.routes.of(&self.snapshot, self.listener, self.arm, self.backend);
         match result {
             Ok(()) => {
@@ -459,6 +464,14 @@ impl Session {
                 self.go_on_opening(step, Some(Reply::Failed(e)));
             }
         }
+    }
+
+    /// Whether what should be the connection to its backend has only reached itself.
+    fn is_with_itself<D: Driver>(&self, step: &Step<'_, D>) -> bool {
+        let (Some(socket), Some(at)) = (&self.ends[Side::Backend as usize], self.backend) else {
+            return false;
+        };
+        step.driver.is_its_own_end(socket, self.snapshot.backend(at).1.address)
     }
 
     /// Resets a connection that nobody waits for any more. A cancelled connect may have succeeded all the same, and

@@ -119,7 +119,8 @@ impl<D: Driver> Shard<D> {
         let Some(at) = self.stock.connecting.iter().position(of) else { return false };
         let Attempt { socket, wish, gave_up, .. } = self.stock.connecting.swap_remove(at);
         let tally = &self.parts.tally.shard;
-        if result.is_ok() && gave_up.is_none() {
+        let is_reached = result.is_ok() && !self.driver.is_its_own_end(&socket, wish.address);
+        if is_reached && gave_up.is_none() {
             self.driver.detach(key, Side::Backend, &socket);
             self.stock.shelf.put(&mut self.driver, tally, &wish, socket);
         } else {

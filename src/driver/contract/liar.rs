@@ -383,6 +383,10 @@ impl<H: Harness> Driver for Liar<H> {
         self.h.driver_ref().local_address(socket)
     }
 
+    fn is_its_own_end(&self, socket: &Socket, address: SocketAddr) -> bool {
+        self.h.driver_ref().is_its_own_end(socket, address)
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         let late_ms = if self.lie == Lie::IsLate { 300 } else { 0 };
         self.inner().turn(until.map(|until| until.plus_ms(late_ms)))

@@ -478,6 +478,10 @@ impl Driver for Epoll {
         sys::near_address(socket.0)
     }
 
+    fn is_its_own_end(&self, socket: &Socket, address: SocketAddr) -> bool {
+        sys::is_its_own_end(socket.0, address)
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         let sleep_ms = self.sleep_ms(until);
         let room = i32::try_from(self.events.len()).unwrap_or(i32::MAX);

@@ -63,6 +63,8 @@ fault_classes! {
     ConnectHangs,
     /// A backend that would accept takes up to 3 s.
     ConnectLate,
+    /// A connection to a backend has reached itself.
+    OwnEnd,
     /// A client's address cannot be told.
     AddressGone,
     /// A completion of an earlier generation of a slot.

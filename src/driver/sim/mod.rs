@@ -451,6 +451,11 @@ impl Driver for Sim {
         conn.map(conn::Conn::local).ok_or(Errno(libc::ENOTCONN))
     }
 
+    fn is_its_own_end(&self, socket: &Socket, _: SocketAddr) -> bool {
+        self.asked("tell whether it is its own end", socket);
+        self.world.borrow_mut().happens(Fault::OwnEnd)
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         self.counters.enters += 1;
         self.check_buffers();

@@ -508,6 +508,10 @@ impl Driver for Uring {
         sys::near_address(socket.0)
     }
 
+    fn is_its_own_end(&self, socket: &Socket, address: SocketAddr) -> bool {
+        sys::is_its_own_end(socket.0, address)
+    }
+
     fn turn(&mut self, until: Option<Time>) -> io::Result<()> {
         self.window.refill(&mut self.pool);
         // Looked at before the kernel is entered, which moves what did not fit to where there is room by now.

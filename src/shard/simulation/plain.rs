@@ -130,6 +130,23 @@ fn a_listener_rests_after_errors_that_last_and_says_so_once_a_second() {
 }
 
 #[test]
+fn a_connection_that_has_reached_itself_is_no_backend() {
+    for spare in [0, 4] {
+        let mut plan = plan(16);
+        plan.faults = plan.faults.with(Fault::OwnEnd, Rate::ALWAYS);
+        plan.config.pools.iter_mut().for_each(|pool| pool.spare = spare);
+        plan.heals_ms = 5000;
+        plan.clients.iter_mut().skip(8).for_each(|client| client.at = Time(9_000_000_000));
+        let mut run = Run::new(plan);
+        run.through().map_err(|failure| failure.what).unwrap();
+        let (refused, served): (Vec<_>, Vec<_>) =
+            run.journal.iter().partition(|ended| ended.why == EndReason::ConnectRefused);
+        assert_eq!((refused.len(), served.len()), (8, 8), "{spare} ready");
+        assert!(refused.iter().all(|ended| ended.up_bytes + ended.down_bytes == 0));
+    }
+}
+
+#[test]
 fn a_client_that_left_before_it_was_accepted_rests_no_listener() {
     let mut plan = plan(16);
     plan.faults = plan.faults.with(Fault::AcceptAborted, Rate::HALF);
