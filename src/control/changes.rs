@@ -211,11 +211,12 @@ pub(super) fn of_reload(
 pub(super) fn told_of_nothing(changes: &[Change]) -> String {
     let waits = changes.iter().all(|change| change.when == When::Restart);
     let what = if waits { "nothing changed" } else { "nothing changed in effect" };
-    told(vec![what.to_owned()], changes)
+    told(vec![what.to_owned()], changes, None)
 }
 
-/// What is told of a reload: `what` has sentences already. What waits for a restart is logged as well.
-pub(super) fn told(mut what: Vec<String>, changes: &[Change]) -> String {
+/// What is told of a reload: `what` has sentences already, `last` is told at the end. What waits for a restart is
+/// logged as well.
+pub(super) fn told(mut what: Vec<String>, changes: &[Change], last: Option<String>) -> String {
     let waits = changes.iter().filter(|change| change.when == When::Restart);
     let settings: Vec<String> =
         waits.take(limits::CHANGES_SHOWN).map(ToString::to_string).collect();
@@ -227,6 +228,7 @@ pub(super) fn told(mut what: Vec<String>, changes: &[Change]) -> String {
         // Such as backends in another order.
         what.push("taken up; no setting has another value".to_owned());
     }
+    what.extend(last);
     what.join("; ")
 }
 

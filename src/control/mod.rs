@@ -14,6 +14,7 @@ mod fleet;
 pub mod handover;
 pub mod notify;
 pub mod order;
+pub mod places;
 mod ports;
 mod reach;
 mod rebalance;

@@ -12,6 +12,7 @@ use std::net::TcpStream;
 on_each_path!(
     an_upgrade_under_load_loses_nothing,
     what_operators_ordered_outlives_an_upgrade,
+    a_backend_that_leaves_is_listed_after_an_upgrade,
     a_signal_upgrades_as_the_endpoint_does,
     scraping_has_no_gap_and_totals_never_fall,
 );
@@ -188,6 +189,32 @@ fn what_operators_ordered_outlives_an_upgrade(path: DataPath) {
     line.upgrade();
     assert_eq!(line.status().unwrap()["listeners"][0]["canary_percent"], 7.0);
     echo(&session, b"and again");
+}
+
+fn a_backend_that_leaves_is_listed_after_an_upgrade(path: DataPath) {
+    let (old, new) = (Backend::echo(), Backend::echo());
+    let line = Line::start(Recipe::new(path, &[old.at]));
+    let session = connect(line.at);
+    echo(&session, b"before");
+    let text = std::fs::read_to_string(&line.config).unwrap();
+    std::fs::write(&line.config, text.replace(&old.at.to_string(), &new.at.to_string())).unwrap();
+    kill(line.process.id(), "HUP");
+    let lists = |expected: &[(String, u64, bool)]| {
+        let status = line.status().expect("somebody answers");
+        let backends = status["pools"][0]["backends"].as_array().unwrap().clone();
+        let of = |b: &serde_json::Value| {
+            let address = b["address"].as_str().unwrap().to_owned();
+            (address, b["sessions"].as_u64().unwrap(), b["leaving"].as_bool().unwrap())
+        };
+        backends.iter().map(of).collect::<Vec<_>>() == expected
+    };
+    let both = [(new.at.to_string(), 0, false), (old.at.to_string(), 1, true)];
+    until(5000, "the old one is listed beside the new one", || lists(&both));
+    line.upgrade();
+    echo(&session, b"after");
+    assert!(lists(&both), "{:?}", line.status());
+    drop(session);
+    until(5000, "its last session has ended", || lists(&both[..1]));
 }
 
 fn a_signal_upgrades_as_the_endpoint_does(path: DataPath) {

@@ -298,7 +298,9 @@ impl Taker {
             format!("the config they live by cannot be read here: {}", faults.join("; "))
         })?;
         let now = self.board.snapshot.load();
-        Ok(Arc::new(Snapshot::new(config, Some(&now)).numbered(number)))
+        let snapshot = Arc::new(Snapshot::new(config, Some(&now)).numbered(number));
+        self.board.keep_in_sight(&snapshot);
+        Ok(snapshot)
     }
 
     /// Makes sessions this process's own; says so, and only then lets them go on.
