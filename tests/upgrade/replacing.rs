@@ -186,7 +186,22 @@ fn what_operators_ordered_outlives_an_upgrade(path: DataPath) {
     // A file that says something new wins.
     let text = std::fs::read_to_string(&line.config).unwrap();
     std::fs::write(&line.config, text.replace("canary_percent = 5", "canary_percent = 7")).unwrap();
-    line.upgrade();
+    let told = line.upgrade();
+    let edits = "the config file was edited: canary of `orders`: 50.00 % -> 7.00 %";
+    assert!(told.contains(edits), "{told}");
+    let edited = std::fs::read_to_string(&line.config).unwrap() + "[stop]\ndrain_ms = 77\n";
+    std::fs::write(&line.config, edited).unwrap();
+    order(&line, "/api/v1/listeners/orders/canary", r#"{"percent": 9}"#);
+    let told = line.upgrade();
+    assert!(told.contains("edited: stop.drain_ms: 30000 -> 77"), "{told}");
+    assert!(!told.contains("canary"), "it is as it was ordered: {told}");
+    assert_eq!(line.status().unwrap()["listeners"][0]["canary_percent"], 9.0);
+    let said = "edited since the process before read it what=\"stop.drain_ms: 30000 -> 77\"";
+    assert!(line.process.said().contains(said), "{}", line.process.said());
+    std::fs::write(&line.config, text.replace("canary_percent = 5", "canary_percent = 7")).unwrap();
+    order(&line, "/api/v1/listeners/orders/canary", r#"{"percent": 7}"#);
+    assert!(line.upgrade().contains("edited: stop.drain_ms: 77 -> 30000"));
+    assert!(!line.upgrade().contains("edited"), "the file is as it was");
     assert_eq!(line.status().unwrap()["listeners"][0]["canary_percent"], 7.0);
     echo(&session, b"and again");
 }
