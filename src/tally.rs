@@ -245,6 +245,8 @@ pub struct RouteTally {
     pub open: Count,
     /// Ended sessions by reason, in the order of [`EndReason::ALL`].
     pub ended: [Count; EndReason::ALL.len()],
+    /// Of those that ended as finished or half-closed: whose backend had finished first.
+    pub finished_by_backend: Count,
     /// Bytes the backend took.
     pub up_bytes: Count,
     /// Bytes the client took.
@@ -270,6 +272,7 @@ impl RouteTally {
             opened: Count::default(),
             open: Count::default(),
             ended: std::array::from_fn(|_| Count::default()),
+            finished_by_backend: Count::default(),
             up_bytes: Count::default(),
             down_bytes: Count::default(),
             connect_failed: Count::default(),

@@ -2,8 +2,9 @@
 //! the admin endpoint and tests read it; nobody waits for anybody.
 
 use super::favours::Granted;
+use super::places::{ListenerStatus, Places, PoolStatus};
 use super::totals::Totals;
-use crate::config::{DataPath, Name, Percent, Steer, limits};
+use crate::config::{DataPath, Percent, Steer, limits};
 use crate::driver::Kind;
 use crate::policy::health::Fault;
 use crate::policy::snapshot::Snapshot;
@@ -12,7 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What everybody may look at.
@@ -20,6 +21,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Board {
     /// The snapshot in force.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Others that sessions may live by: those that were in force, and those of the process before.
+    before: Mutex<Vec<Weak<Snapshot>>>,
     /// All shards that run, and what those counted that have ended.
     shards: Mutex<Vec<Arc<ShardEntry>>>,
     /// Which data path new sessions take, and why.
@@ -149,6 +152,7 @@ impl Board {
     pub fn new(snapshot: Snapshot) -> Self {
         Self {
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            before: Mutex::default(),
             shards: Mutex::default(),
             path: ArcSwapOption::empty(),
             ready: AtomicBool::new(false),
@@ -168,6 +172,25 @@ impl Board {
             inherited: ArcSwapOption::empty(),
             unsteered: AtomicBool::new(false),
         }
+    }
+
+    /// Puts a snapshot in force. Sessions that began before live on by theirs.
+    pub fn put_in_force(&self, next: Arc<Snapshot>) {
+        self.keep_in_sight(&self.snapshot.load());
+        self.snapshot.store(next);
+    }
+
+    /// Keeps a snapshot in sight for as long as sessions live by it.
+    pub(super) fn keep_in_sight(&self, snapshot: &Arc<Snapshot>) {
+        let mut before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        before.retain(|old| old.strong_count() > 0);
+        before.push(Arc::downgrade(snapshot));
+    }
+
+    /// The snapshots that sessions live by beside the one in force, the newest first.
+    pub(super) fn lived_by(&self) -> Vec<Arc<Snapshot>> {
+        let before = self.before.lock().unwrap_or_else(PoisonError::into_inner);
+        before.iter().rev().filter_map(Weak::upgrade).collect()
     }
 
     /// Adds a shard. Where many have ended before, what the oldest of them counted is kept as that of one, so that
@@ -290,6 +313,7 @@ impl Board {
     pub fn status(&self) -> Status {
         let snapshot = self.snapshot.load();
         let shards = self.shards();
+        let places = Places::of(self, &shards);
         Status {
             version: env!("CARGO_PKG_VERSION"),
             ready: self.ready.load(Relaxed),
@@ -306,8 +330,8 @@ impl Board {
             steer: self.steers().label(),
             sessions: self.sessions(),
             shards: shards.iter().map(|s| ShardStatus::of(s)).collect(),
-            listeners: listeners_of(&snapshot, &shards),
-            pools: pools_of(&snapshot, &shards),
+            listeners: places.listeners(),
+            pools: places.pools(),
         }
     }
 }
@@ -388,34 +412,6 @@ pub struct ShardStatus {
     napi_busy_poll: bool,
 }
 
-/// One listener.
-#[derive(Debug, Serialize)]
-pub struct ListenerStatus {
-    name: Name,
-    bind: String,
-    stable: Name,
-    canary: Option<Name>,
-    canary_percent: f64,
-    sessions: u64,
-    sessions_canary: u64,
-}
-
-/// One pool.
-#[derive(Debug, Serialize)]
-pub struct PoolStatus {
-    name: Name,
-    backends: Vec<BackendStatus>,
-}
-
-/// One backend.
-#[derive(Debug, Serialize)]
-pub struct BackendStatus {
-    name: Name,
-    address: String,
-    weight: u16,
-    sessions: u64,
-}
-
 impl ProcessStatus {
     fn of(board: &Board) -> Self {
         Self {
@@ -442,51 +438,6 @@ impl ShardStatus {
             napi_busy_poll: shard.polls_card,
         }
     }
-}
-
-fn open_where(
-    shards: &[Arc<ShardEntry>],
-    mut matches: impl FnMut(&crate::tally::RouteName) -> bool,
-) -> u64 {
-    let routes = shards.iter().flat_map(|s| s.tally.routes());
-    routes.filter(|r| matches(&r.name)).map(|r| r.open.get()).sum()
-}
-
-fn listeners_of(snapshot: &Snapshot, shards: &[Arc<ShardEntry>]) -> Vec<ListenerStatus> {
-    let pool = |index: usize| Arc::clone(&snapshot.pool(index).name);
-    snapshot
-        .config
-        .listeners
-        .iter()
-        .map(|l| ListenerStatus {
-            name: Arc::clone(&l.name),
-            bind: l.bind.to_string(),
-            stable: pool(l.stable),
-            canary: l.canary.map(pool),
-            canary_percent: l.canary_percent.as_f64(),
-            sessions: open_where(shards, |r| r.listener == l.name),
-            sessions_canary: open_where(shards, |r| {
-                r.listener == l.name && r.arm == crate::event::Arm::Canary
-            }),
-        })
-        .collect()
-}
-
-fn pools_of(snapshot: &Snapshot, shards: &[Arc<ShardEntry>]) -> Vec<PoolStatus> {
-    let of_pool = |p: &crate::config::Pool| PoolStatus {
-        name: Arc::clone(&p.name),
-        backends: p
-            .backends
-            .iter()
-            .map(|b| BackendStatus {
-                name: Arc::clone(&b.name),
-                address: b.address.to_string(),
-                weight: b.weight,
-                sessions: open_where(shards, |r| r.pool == p.name && r.backend == b.name),
-            })
-            .collect(),
-    };
-    snapshot.config.pools.iter().map(of_pool).collect()
 }
 
 fn wanted_label<S: serde::Serializer>(wanted: &DataPath, s: S) -> Result<S::Ok, S::Error> {

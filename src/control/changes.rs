@@ -1,5 +1,6 @@
 //! What a reload changes, key by key, in the words of the file: what was, what is, and from when on it holds.
 
+use super::reload;
 use crate::config::fault::{cut, shown_key};
 use crate::config::{Backend, Config, Pool, file, limits};
 use std::collections::{BTreeMap, BTreeSet};
@@ -206,16 +207,33 @@ pub(super) fn of_reload(
     changes(in_force, said, (running, new), has_sentence)
 }
 
+/// What a new process finds changed, all of which holds there: `file` is what the process before it read last,
+/// `running` the same with its canary percents, `new` what is in force now. Empty: nothing.
+pub(super) fn of_upgrade(file: &Config, running: &Config, new: &Config) -> String {
+    // What was carried has no admin endpoint; keys of its table are told all the same.
+    let before = Config { admin: new.admin.clone(), ..file.clone() };
+    let has_sentence = |key: &str| key.ends_with(".canary_percent");
+    let of = (&Settings::of(file), &Settings::of(new));
+    let changes = changes(of.0, of.1, (&before, new), has_sentence);
+    let mut told = reload::canaries(running, new);
+    told.extend(changes.iter().map(ToString::to_string));
+    let more = told.len().saturating_sub(limits::CHANGES_SHOWN);
+    told.truncate(limits::CHANGES_SHOWN);
+    let rest = if more > 0 { format!(", and {more} more") } else { String::new() };
+    format!("{}{rest}", told.join(", "))
+}
+
 /// What is told of a reload after which all that is in force is as before. A change may still come to nothing: of a
 /// default that nobody inherits, or of a limit that descriptors lower.
 pub(super) fn told_of_nothing(changes: &[Change]) -> String {
     let waits = changes.iter().all(|change| change.when == When::Restart);
     let what = if waits { "nothing changed" } else { "nothing changed in effect" };
-    told(vec![what.to_owned()], changes)
+    told(vec![what.to_owned()], changes, None)
 }
 
-/// What is told of a reload: `what` has sentences already. What waits for a restart is logged as well.
-pub(super) fn told(mut what: Vec<String>, changes: &[Change]) -> String {
+/// What is told of a reload: `what` has sentences already, `last` is told at the end. What waits for a restart is
+/// logged as well.
+pub(super) fn told(mut what: Vec<String>, changes: &[Change], last: Option<String>) -> String {
     let waits = changes.iter().filter(|change| change.when == When::Restart);
     let settings: Vec<String> =
         waits.take(limits::CHANGES_SHOWN).map(ToString::to_string).collect();
@@ -227,6 +245,7 @@ pub(super) fn told(mut what: Vec<String>, changes: &[Change]) -> String {
         // Such as backends in another order.
         what.push("taken up; no setting has another value".to_owned());
     }
+    what.extend(last);
     what.join("; ")
 }
 

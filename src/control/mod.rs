@@ -14,6 +14,7 @@ mod fleet;
 pub mod handover;
 pub mod notify;
 pub mod order;
+pub mod places;
 mod ports;
 mod reach;
 mod rebalance;
@@ -149,7 +150,7 @@ pub struct Prepared {
 ///
 /// # Errors
 /// It asks for a data path that is refused here.
-pub fn prepare(config: Config, legacy: &Legacy) -> Result<Prepared, StartError> {
+pub fn prepare(config: Config, legacy: &mut Legacy) -> Result<Prepared, StartError> {
     let as_read = config;
     let (config, held) = legacy.with_orders(&as_read);
     let config = within_descriptors(config, None).map_err(StartError::Descriptors)?;
@@ -197,6 +198,7 @@ impl Control {
             .map_err(|e| system("a shard could not start", e))?;
         rollout::announce(&board, choice, "start");
         tell_start(&board, file.as_deref());
+        legacy.tell_edits();
         let bound = ports.iter().map(|p| (p.name.clone(), p.bound)).collect();
         for port in &ports {
             tracing::info!(listener = %port.name, address = %port.bound, "accepting clients");

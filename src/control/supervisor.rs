@@ -8,6 +8,7 @@ use super::closing::Closing;
 use super::fleet::Fleet;
 use super::notify::Notify;
 use super::order::{Answer, Order};
+use super::places::Places;
 use super::ports::{self, Ids, Port};
 use super::reach::Backends;
 use super::rebalance::Evening;
@@ -269,7 +270,7 @@ impl Supervisor {
         let Some(next) = snapshot.with_canary(listener, percent) else {
             return Answer::Refused(vec![format!("listener `{listener}` has no canary pool")]);
         };
-        self.board.snapshot.store(Arc::new(next));
+        self.board.put_in_force(Arc::new(next));
         tracing::info!(listener, from = %before, to = %percent, "canary percent changed");
         self.done(format!("canary of `{listener}`: {before} % -> {percent} %"))
     }
@@ -336,11 +337,12 @@ impl Supervisor {
         self.keep_awake(config);
         what.extend(self.close_gone(config, &opened));
         what.extend(reload::canaries(&before.config, config));
-        self.board.snapshot.store(Arc::clone(&next));
+        self.board.put_in_force(Arc::clone(&next));
         self.serve_new(opened);
         self.in_force.go_over(said);
         self.as_read = new;
-        Ok(changes::told(what, &changes))
+        let live_on = Places::of(&self.board, &self.board.shards()).told(&before.config);
+        Ok(changes::told(what, &changes, live_on))
     }
 
     /// Binds what the new config adds or moves; nobody listens yet. Nothing is changed where one of them cannot be had,

@@ -260,6 +260,7 @@ mod tests {
         route.up_bytes.add(100);
         route.open.add(2);
         route.ended[EndReason::Idle as usize].add(3);
+        route.finished_by_backend.add(7);
         route.turn.record(1_000);
         tally.shard.begun.add(5);
         tally.shard.spilled_bytes.add(8);
@@ -337,6 +338,7 @@ mod tests {
         assert_eq!((shard.accepted.get(), shard.sessions.get(), shard.begun.get()), (20, 4, 10));
         assert_eq!((all.count(&rollbacks_name(Fault::Watchdog)), all.count("rebalanced")), (2, 6));
         assert_eq!((route.up_bytes.get(), route.ended[EndReason::Idle as usize].get()), (200, 6));
+        assert_eq!(route.finished_by_backend.get(), 14);
         let (_, above, sum_ns) = route.turn.read();
         assert_eq!((above, sum_ns), (0, 2_000));
 

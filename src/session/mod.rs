@@ -315,6 +315,7 @@ impl Session {
             route
         });
         route.open.sub(1);
+        route.finished_by_backend.add(u64::from(self.story.is_by_backend(why)));
         route.ended[why as usize].add(1);
         route.duration.record(duration_ns);
         self.line(why, duration_ns)

@@ -27,6 +27,12 @@ impl Story {
             Side::Backend => First::Backend,
         });
     }
+
+    /// Whether the session is over because its backend finished, in order: so does the kernel of one that was killed.
+    pub(super) const fn is_by_backend(&self, why: EndReason) -> bool {
+        matches!(why, EndReason::Finished | EndReason::HalfClosed)
+            && matches!(self.first, Some(First::Backend))
+    }
 }
 
 impl Session {

@@ -74,7 +74,7 @@ impl RouteTally {
     #[must_use]
     pub fn counts(&self) -> Vec<Named<'_>> {
         counts!(self;
-            totals: opened up_bytes down_bytes connect_failed;
+            totals: opened finished_by_backend up_bytes down_bytes connect_failed;
             gauges: open;
             neither: name unreached ended connect turn duration)
     }

@@ -94,6 +94,9 @@ pub enum Message {
     Ready {
         /// Its version, for people.
         version: String,
+        /// What of the config file is another than the old one read, for people; empty: nothing, or it is not known.
+        #[serde(default)]
+        edits: String,
     },
     /// Either way, instead of all else: whoever says it gives the upgrade up, and why. Then the old one goes on, and
     /// the new one ends.
@@ -464,6 +467,9 @@ mod tests {
     fn keys_nobody_knows_yet_are_passed_over() {
         let text = br#"{"Ready":{"version":"9","colour":"red"}}"#;
         let head = Head { text_bytes: u32::try_from(text.len()).unwrap(), raw_bytes: 0 };
-        assert_eq!(Message::decode(head, text), Ok(Message::Ready { version: "9".into() }));
+        assert_eq!(
+            Message::decode(head, text),
+            Ok(Message::Ready { version: "9".into(), edits: String::new() })
+        );
     }
 }

@@ -74,6 +74,7 @@ fn a_client_that_has_finished_still_hears_the_backend(path: DataPath) {
         finish(&pair.backend);
     });
     proxy.expect_ended(EndReason::Finished, 1);
+    assert_eq!(proxy.sum(|route| route.finished_by_backend.get()), 0);
 }
 
 fn a_backend_that_has_finished_still_hears_the_client(path: DataPath) {
@@ -91,6 +92,7 @@ fn a_backend_that_has_finished_still_hears_the_client(path: DataPath) {
         finish(&pair.client);
     });
     proxy.expect_ended(EndReason::Finished, 1);
+    assert_eq!(proxy.sum(|route| route.finished_by_backend.get()), 1);
 }
 
 fn a_reset_is_passed_on_both_ways(path: DataPath) {

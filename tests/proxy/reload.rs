@@ -5,6 +5,7 @@ use crate::world::proxy::Recipe;
 use crate::world::until;
 use ringway::config::DataPath;
 use ringway::control::order::{Answer, Order};
+use serde_json::json;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -104,7 +105,17 @@ fn new_sessions_go_to_the_new_backends(path: DataPath) {
     live.iter().for_each(|client| echo(client, b"before"));
     let swapped = Recipe::new(path, &[new.at]).shards(2);
     let told = format!("for new sessions: pools.v1.backends: -{} +{}", old.at, new.at);
-    assert_eq!(done(proxy.reload(&swapped.text())), (2, told));
+    let live_on = format!("sessions that live on: 20 at {} of pool v1", old.at);
+    assert_eq!(done(proxy.reload(&swapped.text())), (2, format!("{told}; {live_on}")));
+    let backends = || {
+        let status = serde_json::to_value(proxy.running().board().status()).unwrap();
+        status["pools"][0]["backends"].clone()
+    };
+    let row = |at: SocketAddr, weight: u16, sessions: u32, leaving: bool| {
+        let (name, address) = (at.to_string(), at.to_string());
+        json!({ "name": name, "address": address, "weight": weight, "sessions": sessions, "leaving": leaving })
+    };
+    assert_eq!(backends(), json!([row(new.at, 1, 0, false), row(old.at, 0, 20, true)]));
     let waits =
         done(proxy.reload(&swapped.clone().each_shard("fifo_priority = 9\npin = false").text()));
     let told = "nothing changed; waits for a restart: shards.fifo_priority: 0 -> 9";
@@ -123,4 +134,8 @@ fn new_sessions_go_to_the_new_backends(path: DataPath) {
     }
     live.iter().for_each(|client| echo(client, b"after"));
     assert_eq!((old.accepted(), new.accepted()), (20, 20));
+    drop(live);
+    until(5000, "nobody is left at the old one", || {
+        backends() == json!([row(new.at, 1, 0, false)])
+    });
 }

@@ -55,6 +55,7 @@ fn half_a_session_ends(path: DataPath) {
         assert_took(began, 290, 1200);
     }
     proxy.expect_ended(EndReason::HalfClosed, 2);
+    assert_eq!(proxy.sum(|route| route.finished_by_backend.get()), 1);
     finish(&whole.client);
     assert_eq!(read_all(&whole.backend), (vec![], End::Eof), "that one was whole so far");
 }

@@ -212,7 +212,7 @@ fn stand_in() {
     let (channel, _) = Channel::at_stdin().unwrap();
     let hear = || channel.hear(Some(5000)).unwrap();
     let (Message::Hello(_), _) = hear() else { panic!("no hello") };
-    channel.say(&Message::Ready { version: "broken".into() }, &[]).unwrap();
+    channel.say(&Message::Ready { version: "broken".into(), edits: String::new() }, &[]).unwrap();
     let mut names = Vec::new();
     let mut sockets = Vec::new();
     while let (Message::Sockets { name, .. }, more) = hear() {

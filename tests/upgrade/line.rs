@@ -66,8 +66,8 @@ impl Line {
         run(command, 20_000)
     }
 
-    /// Upgrades, and waits until the process before has gone.
-    pub fn upgrade(&self) {
+    /// Upgrades, and waits until the process before has gone. What was said of it.
+    pub fn upgrade(&self) -> String {
         let (before, generation) = (self.pid(), self.generation());
         let ran = self.ask();
         assert_eq!(ran.code, Some(0), "{ran:?}\n{}", self.process.said());
@@ -78,6 +78,7 @@ impl Line {
             })
         });
         assert_ne!(self.pid(), before);
+        ran.out
     }
 
     /// Status and body of a GET, where there is an answer.

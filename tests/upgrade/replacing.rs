@@ -12,6 +12,7 @@ use std::net::TcpStream;
 on_each_path!(
     an_upgrade_under_load_loses_nothing,
     what_operators_ordered_outlives_an_upgrade,
+    a_backend_that_leaves_is_listed_after_an_upgrade,
     a_signal_upgrades_as_the_endpoint_does,
     scraping_has_no_gap_and_totals_never_fall,
 );
@@ -185,9 +186,50 @@ fn what_operators_ordered_outlives_an_upgrade(path: DataPath) {
     // A file that says something new wins.
     let text = std::fs::read_to_string(&line.config).unwrap();
     std::fs::write(&line.config, text.replace("canary_percent = 5", "canary_percent = 7")).unwrap();
-    line.upgrade();
+    let told = line.upgrade();
+    let edits = "the config file was edited: canary of `orders`: 50.00 % -> 7.00 %";
+    assert!(told.contains(edits), "{told}");
+    let edited = std::fs::read_to_string(&line.config).unwrap() + "[stop]\ndrain_ms = 77\n";
+    std::fs::write(&line.config, edited).unwrap();
+    order(&line, "/api/v1/listeners/orders/canary", r#"{"percent": 9}"#);
+    let told = line.upgrade();
+    assert!(told.contains("edited: stop.drain_ms: 30000 -> 77"), "{told}");
+    assert!(!told.contains("canary"), "it is as it was ordered: {told}");
+    assert_eq!(line.status().unwrap()["listeners"][0]["canary_percent"], 9.0);
+    let said = "edited since the process before read it what=\"stop.drain_ms: 30000 -> 77\"";
+    assert!(line.process.said().contains(said), "{}", line.process.said());
+    std::fs::write(&line.config, text.replace("canary_percent = 5", "canary_percent = 7")).unwrap();
+    order(&line, "/api/v1/listeners/orders/canary", r#"{"percent": 7}"#);
+    assert!(line.upgrade().contains("edited: stop.drain_ms: 77 -> 30000"));
+    assert!(!line.upgrade().contains("edited"), "the file is as it was");
     assert_eq!(line.status().unwrap()["listeners"][0]["canary_percent"], 7.0);
     echo(&session, b"and again");
+}
+
+fn a_backend_that_leaves_is_listed_after_an_upgrade(path: DataPath) {
+    let (old, new) = (Backend::echo(), Backend::echo());
+    let line = Line::start(Recipe::new(path, &[old.at]));
+    let session = connect(line.at);
+    echo(&session, b"before");
+    let text = std::fs::read_to_string(&line.config).unwrap();
+    std::fs::write(&line.config, text.replace(&old.at.to_string(), &new.at.to_string())).unwrap();
+    kill(line.process.id(), "HUP");
+    let lists = |expected: &[(String, u64, bool)]| {
+        let status = line.status().expect("somebody answers");
+        let backends = status["pools"][0]["backends"].as_array().unwrap().clone();
+        let of = |b: &serde_json::Value| {
+            let address = b["address"].as_str().unwrap().to_owned();
+            (address, b["sessions"].as_u64().unwrap(), b["leaving"].as_bool().unwrap())
+        };
+        backends.iter().map(of).collect::<Vec<_>>() == expected
+    };
+    let both = [(new.at.to_string(), 0, false), (old.at.to_string(), 1, true)];
+    until(5000, "the old one is listed beside the new one", || lists(&both));
+    line.upgrade();
+    echo(&session, b"after");
+    assert!(lists(&both), "{:?}", line.status());
+    drop(session);
+    until(5000, "its last session has ended", || lists(&both[..1]));
 }
 
 fn a_signal_upgrades_as_the_endpoint_does(path: DataPath) {

@@ -180,6 +180,12 @@ pub(super) static DEFINITIONS: &[Definition] = &[
         },
     ),
     counter(
+        "ringway_sessions_finished_by_backend_total",
+        ROUTE,
+        "Sessions that ended as finished or half_closed and whose backend had finished first: a killed one looks so.",
+        |f, s| s.routes(f, |r| r.finished_by_backend),
+    ),
+    counter(
         "ringway_bytes_total",
         ROUTE_DIRECTION,
         "Bytes the backend took (up) and the client took (down).",

@@ -81,6 +81,7 @@ fn shards_are_added_up_into_routes() {
         route.opened.add(n);
         route.up_bytes.add(10 * n);
         route.ended[EndReason::Idle as usize].add(n);
+        route.finished_by_backend.add(n);
         board.shards()[shard].tally.shard.accepted.add(n);
     }
     // Opened on shard 0, carried to shard 1, and ended there; one more stays open.
@@ -91,6 +92,8 @@ fn shards_are_added_up_into_routes() {
     assert_eq!(value(&text, &format!("ringway_sessions_opened_total{{{labels}}}")), 7.0);
     assert_eq!(value(&text, &format!("ringway_sessions{{{labels}}}")), 1.0);
     assert_eq!(value(&text, &format!("ringway_bytes_total{{{labels},direction=\"up\"}}")), 70.0);
+    let by_backend = format!("ringway_sessions_finished_by_backend_total{{{labels}}}");
+    assert_eq!(value(&text, &by_backend), 7.0);
     let ended = format!("ringway_sessions_ended_total{{{labels},reason=\"idle\"}}");
     assert_eq!(value(&text, &ended), 7.0);
     assert!(!text.contains(r#"reason="age""#), "a reason nobody had, and no fault, is shown");
@@ -150,7 +153,12 @@ fn what_the_config_names_is_shown_before_anything_happened() {
         ("canary", "trial", ""),
     ] {
         let labels = format!(r#"listener="fix",arm="{arm}",pool="{pool}",backend="{backend}""#);
-        for name in ["sessions", "sessions_opened_total", "connect_failed_total"] {
+        for name in [
+            "sessions",
+            "sessions_opened_total",
+            "sessions_finished_by_backend_total",
+            "connect_failed_total",
+        ] {
             assert_eq!(value(&text, &format!("ringway_{name}{{{labels}}}")), 0.0);
         }
         for reason in EndReason::ALL.iter().map(|reason| (reason.whose().is_ours(), reason.label()))

@@ -68,6 +68,8 @@ pub(crate) enum Said {
         pid: u32,
         /// Its version, for people.
         version: String,
+        /// What of the config file is another than this process read, for people.
+        edits: String,
         /// Names of listeners.
         taken: Vec<String>,
     },
@@ -214,7 +216,7 @@ impl Giver {
         let step = Some(limits::HANDOVER_STEP_MS_MAX);
         self.channel.say(&Message::Hello(Box::new(estate.hello)), &[])?;
         let ready = self.channel.hear(Some(limits::HANDOVER_READY_MS_MAX))?;
-        let (Message::Ready { version }, _) = ready else { return Err(Lost::OutOfTurn) };
+        let (Message::Ready { version, edits }, _) = ready else { return Err(Lost::OutOfTurn) };
         for Shared { name, wanted, sockets } in &estate.sockets {
             let sockets: Vec<RawFd> = sockets.iter().map(|socket| socket.as_raw_fd()).collect();
             for some in sockets.chunks(crate::driver::handoff::DESCRIPTORS_MAX) {
@@ -228,7 +230,7 @@ impl Giver {
             return Err(Lost::OutOfTurn);
         };
         drop(estate.sockets);
-        let said = Said::Accepting { pid: self.child.id(), version, taken };
+        let said = Said::Accepting { pid: self.child.id(), version, edits, taken };
         let _ = self.causes.send(Cause::Upgrade(said));
         while !self.told.go.load(Relaxed) {
             self.look()?;

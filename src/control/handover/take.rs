@@ -5,7 +5,7 @@ use super::{Channel, ENVIRONMENT, Lost};
 use crate::config::file::parse_carried;
 use crate::config::{Config, DataPath, Listener, Percent, limits};
 use crate::control::board::Board;
-use crate::control::{Cause, reload};
+use crate::control::{Cause, changes, reload};
 use crate::driver::handoff;
 use crate::policy::snapshot::Snapshot;
 use crate::session::parcel::Parcel;
@@ -25,6 +25,8 @@ pub struct Legacy {
     from: Option<Predecessor>,
     /// Names of the old process's listeners whose sockets serve on here.
     taken: Vec<String>,
+    /// What of the config file is another than the old process read, for people.
+    edits: String,
 }
 
 /// A listening socket that was open before this process began.
@@ -100,7 +102,7 @@ impl Legacy {
     pub fn take_sockets(&mut self) -> Result<(), Lost> {
         let Some(Predecessor { channel, .. }) = &self.from else { return Ok(()) };
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        channel.say(&Message::Ready { version }, &[])?;
+        channel.say(&Message::Ready { version, edits: self.edits.clone() }, &[])?;
         loop {
             match channel.hear(Some(limits::HANDOVER_STEP_MS_MAX))? {
                 (Message::Sockets { name, wanted, count }, descriptors)
@@ -159,7 +161,10 @@ impl Legacy {
     /// The config with what operators ordered of the process before: the last change wins, as with a reload. And lanes
     /// that it held on epoll, with the end of that.
     #[must_use]
-    pub(in crate::control) fn with_orders(&self, config: &Config) -> (Config, Vec<(usize, Time)>) {
+    pub(in crate::control) fn with_orders(
+        &mut self,
+        config: &Config,
+    ) -> (Config, Vec<(usize, Time)>) {
         let Some(Predecessor { hello, .. }) = &self.from else { return (config.clone(), vec![]) };
         let Ok(file) = parse_carried(&hello.text) else {
             tracing::warn!(
@@ -180,6 +185,7 @@ impl Legacy {
         for (own, planned) in config.listeners.iter_mut().zip(&plan.config.listeners) {
             own.canary_percent = planned.canary_percent;
         }
+        self.edits = changes::of_upgrade(&file, &running, &config);
         // A file that asks for another data path asks for io_uring to be tried again as well.
         if plan.data_path.is_some() {
             return (config, vec![]);
@@ -189,6 +195,14 @@ impl Legacy {
             (config.data_path, config.data_path_percent) = (path, percent);
         }
         (config, hello.held.iter().map(|(lane, until_ns)| (*lane, Time(*until_ns))).collect())
+    }
+
+    /// Says what of the config file is another than the process before read, where anything is.
+    pub(in crate::control) fn tell_edits(&self) {
+        if !self.edits.is_empty() {
+            let what = self.edits.as_str();
+            tracing::info!(what, "the config file was edited since the process before read it");
+        }
     }
 
     /// Number of the first snapshot, lower 40 bits of the first session's id, and which of a line of processes this is.
@@ -298,7 +312,9 @@ impl Taker {
             format!("the config they live by cannot be read here: {}", faults.join("; "))
         })?;
         let now = self.board.snapshot.load();
-        Ok(Arc::new(Snapshot::new(config, Some(&now)).numbered(number)))
+        let snapshot = Arc::new(Snapshot::new(config, Some(&now)).numbered(number));
+        self.board.keep_in_sight(&snapshot);
+        Ok(snapshot)
     }
 
     /// Makes sessions this process's own; says so, and only then lets them go on.

@@ -145,7 +145,9 @@ impl Supervisor {
     /// What the thread that gives has to say.
     pub(super) fn on_upgrade(&mut self, said: Said) -> Option<Outcome> {
         match said {
-            Said::Accepting { pid, version, taken } => self.let_go(pid, &version, &taken),
+            Said::Accepting { pid, version, edits, taken } => {
+                self.let_go(pid, (&version, &edits), &taken);
+            }
             Said::Failed(why, lost) => return self.upgrade_failed(&why, &lost),
             Said::Over => {
                 let pid = self.upgrade.as_ref().map_or(0, |upgrade| upgrade.pid);
@@ -157,7 +159,7 @@ impl Supervisor {
     }
 
     /// The new process accepts: this one stops to, and its sessions go.
-    fn let_go(&mut self, pid: u32, version: &str, taken: &[String]) {
+    fn let_go(&mut self, pid: u32, (version, edits): (&str, &str), taken: &[String]) {
         let open = self.open_sessions();
         let generation = self.board.snapshot.load().number;
         let Some(upgrade) = &mut self.upgrade else { return };
@@ -169,9 +171,12 @@ impl Supervisor {
             "upgrade: the new process accepts clients; sessions follow"
         );
         if let Some(teller) = upgrade.teller.take() {
-            let what = format!(
+            let mut what = format!(
                 "process {pid}, ringway {version}, accepts clients; {open} live sessions follow"
             );
+            if !edits.is_empty() {
+                what = format!("{what}; the config file was edited: {edits}");
+            }
             teller(Answer::Done { generation, what });
         }
         if let Some(windows) = &mut self.windows {
