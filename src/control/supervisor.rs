@@ -357,13 +357,11 @@ impl Supervisor {
         for listener in new {
             match Port::bind(listener, lanes, vec![], ids) {
                 Ok(port) => bound.push((port, listener.clone())),
-                Err(e) if e.is_in_use() && self.is_closing_at(listener.bind) => {
-                    faults.push(format!(
-                        "listeners.{}.bind: Ringway is still closing a listener on {}: try again",
-                        listener.name, listener.bind
-                    ));
+                Err(e) => {
+                    let why = self.held_by(listener.bind).filter(|_| e.is_in_use());
+                    let why = why.map(|why| format!("listeners.{}.bind: {why}", listener.name));
+                    faults.push(why.unwrap_or_else(|| e.to_string()));
                 }
-                Err(e) => faults.push(e.to_string()),
             }
         }
         let before = self.board.snapshot.load();
