@@ -4,10 +4,12 @@
 
 use crate::config::{Listener, Name, Tcp, limits};
 use crate::driver::listening::{self, Hears};
-use crate::driver::{Errno, ListenerId};
+use crate::driver::{Errno, ListenerId, sys};
+use crate::time::Time;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 /// One listener's sockets, bound and listening.
 pub(super) struct Port {
@@ -249,6 +251,14 @@ fn exclusive(address: SocketAddr) -> io::Result<Socket> {
     only_v6(&socket, address)?;
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// Waits until an address is free, but not beyond `until`: what was closed here may be open for a moment elsewhere.
+pub(super) fn wait_until_free(address: SocketAddr, until: Time) {
+    let is_in_use = |e: io::Error| e.kind() == io::ErrorKind::AddrInUse;
+    while exclusive(address).is_err_and(is_in_use) && sys::now() < until {
+        std::thread::park_timeout(Duration::from_millis(limits::LET_GO_LOOK_MS));
+    }
 }
 
 fn too_many() -> io::Error {

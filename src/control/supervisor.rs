@@ -59,6 +59,8 @@ pub(super) struct Supervisor {
     returning: Vec<Port>,
     /// Whether the process before this one still hands over.
     taking: bool,
+    /// Names that the service manager is to forget when this is the main process.
+    stale: Vec<String>,
     /// Whether this is the service's main process.
     is_main: bool,
     /// The lower 40 bits of session ids that were left to new processes begin here.
@@ -84,6 +86,8 @@ pub(super) struct Parts {
     pub(super) causes: mpsc::Sender<Cause>,
     /// Whether the process before this one hands over.
     pub(super) taking: bool,
+    /// Names under which the service manager keeps what the process before had, and nobody has now.
+    pub(super) stale: Vec<String>,
 }
 
 /// How far the stop has come.
@@ -103,7 +107,8 @@ enum Stage {
 
 impl Supervisor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking } = parts;
+        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking, stale } =
+            parts;
         Self {
             board,
             fleet,
@@ -122,6 +127,7 @@ impl Supervisor {
             upgrade: None,
             returning: Vec::new(),
             taking,
+            stale,
             is_main: false,
             ids_left: 0,
             rollout: Rollout::new(wanted),
