@@ -4,9 +4,10 @@ use crate::line::Line;
 use crate::world::net::{Backend, PATIENCE, connect, echo, free_address, listen, try_echo};
 use crate::world::program::{Process, RINGWAY};
 use crate::world::proxy::{Recipe, scratch};
-use crate::world::{pause, until};
+use crate::world::{pause, skipped, until};
 use ringway::config::DataPath;
 use ringway::driver::handoff;
+use socket2::{Domain, Socket, Type};
 use std::cell::RefCell;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -373,4 +374,33 @@ fn what_an_upgrade_renames_is_kept_under_its_new_name() {
     manager.until("MAINPID=");
     manager.until_it_keeps(&[rest, ("renamed", line.at), ("renamed", line.at)]);
     echo(&connect(line.at), b"served");
+}
+
+/// A socket for a group, opened by a user whom this process is not; none where it may not do that.
+fn foreign(at: SocketAddr) -> Option<OwnedFd> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    std::os::unix::fs::fchown(&socket, Some(65_534), None).ok()?;
+    socket.set_reuse_address(true).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&at.into()).unwrap();
+    socket.listen(64).unwrap();
+    Some(socket.into())
+}
+
+/// The kernel lets sockets of one user alone into a group.
+#[test]
+fn sockets_that_another_user_opened_for_a_group_serve_on_all_shards() {
+    for count in [1, 2] {
+        let at = free_address();
+        let sockets: Vec<OwnedFd> = (0..count).filter_map(|_| foreign(at)).collect();
+        if sockets.is_empty() {
+            return skipped("sockets of another user, which only root can make");
+        }
+        let waiting = connect(at);
+        let (process, _backend, config) = activated("orders", sockets, at);
+        echo(&waiting, b"who came before the start");
+        (0..20).for_each(|_| echo(&connect(at), b"and after"));
+        assert_eq!(process.said().contains("opened by another user"), count == 1);
+        std::fs::remove_file(config).unwrap();
+    }
 }
