@@ -101,12 +101,12 @@ impl Running {
     ) -> Result<(Self, Option<Window>), StartError> {
         let wanted = config.admin.clone();
         let prepared = prepare(config, legacy)?;
-        legacy.take_sockets().map_err(|why| StartError::HandOver(why.to_string()))?;
+        legacy.take_sockets(&prepared).map_err(|why| StartError::HandOver(why.to_string()))?;
         // The admin endpoint is bound first: a port in use is found before any client is let in.
         let bound = match wanted {
             None => None,
             Some(wanted) => {
-                let inherited = legacy.admin(wanted.bind).map(Ok);
+                let inherited = legacy.admin().map(Ok);
                 let socket = inherited.unwrap_or_else(|| open_admin(wanted.bind));
                 Some((socket.map_err(StartError::Port)?, wanted.token))
             }

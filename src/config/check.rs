@@ -103,7 +103,7 @@ fn check_binds(written: &Written, report: &mut Report) {
 }
 
 /// Whether two sockets would listen for the same clients. `[::]` does not include IPv4: all sockets are of one family.
-fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+pub(crate) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let same_place = a.port() == b.port() && a.is_ipv4() == b.is_ipv4();
     let any = a.ip().is_unspecified() || b.ip().is_unspecified();
     a.port() != 0 && same_place && (a.ip() == b.ip() || any)

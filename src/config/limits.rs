@@ -285,6 +285,10 @@ pub const HANDOVER_LAST_MS_MAX: u64 = 100;
 pub const HANDOVER_LOOK_MS: u64 = 10;
 /// When the new process becomes the main one, if sessions are left that cannot be carried yet.
 pub const HANDOVER_MAIN_MS: u64 = 5000;
+/// How long a start waits for a service manager to close what this process closed, where its address is asked for.
+pub const LET_GO_MS_MAX: u64 = 2000;
+/// How often it looks.
+pub const LET_GO_LOOK_MS: u64 = 10;
 /// Session ids that are left to the old process while the new one accepts already.
 pub const HANDOVER_IDS: u64 = 1 << 24;
 

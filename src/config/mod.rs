@@ -16,6 +16,8 @@ mod section;
 mod tests;
 mod token;
 
+pub(crate) use check::overlap;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 
 use super::ports::Port;
 use super::supervisor::Supervisor;
-use crate::config::limits;
+use crate::config::{limits, overlap};
 use crate::driver::sys;
 use crate::policy::snapshot::Snapshot;
 use crate::time::Time;
@@ -74,8 +74,17 @@ impl Supervisor {
         self.closing.retain(|c| now < c.until || fleet.is_held(&c.port));
     }
 
-    /// Whether a listener of Ringway's own is still being closed at this port, on whatever address.
-    pub(super) fn is_closing_at(&self, bind: SocketAddr) -> bool {
-        self.closing.iter().any(|closing| closing.port.bound.port() == bind.port())
+    /// Which listener of Ringway's own is in the way of another at this address, where one is, and what to do.
+    pub(super) fn held_by(&self, bind: SocketAddr) -> Option<String> {
+        if let Some(Port { name, bound, .. }) = self.ports.iter().find(|p| overlap(p.bound, bind)) {
+            return Some(format!(
+                "listener '{name}' of this Ringway has {bound}: remove it by a reload of its own before, or restart \
+                 Ringway"
+            ));
+        }
+        // On whatever address.
+        let mut closing = self.closing.iter().map(|closing| closing.port.bound.port());
+        let is_closing = closing.any(|port| port == bind.port());
+        is_closing.then(|| format!("Ringway is still closing a listener on {bind}: try again"))
     }
 }

@@ -121,7 +121,8 @@ impl Favours {
         } else if matches!(socket.reuse_port(), Ok(false)) {
             self.tell(format!(
                 "shards.steer = \"cpu\" cannot be had at listeners.{listener}: its shards share the one socket that \
-                 was passed in, and any may get a client; have that socket's unit set ReusePort=yes"
+                 was passed in, and any may get a client; have its .socket unit set ReusePort=yes and name the address \
+                 once for each shard (ListenStream=)"
             ));
         }
     }

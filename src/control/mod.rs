@@ -215,6 +215,7 @@ impl Control {
             file,
             causes: causes.clone(),
             taking: legacy.is_upgrade(),
+            stale: legacy.stale(),
         });
         let thread = std::thread::Builder::new()
             .name("control".into())
@@ -313,11 +314,10 @@ fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Po
     let mut next_id = || ids.next().and_then(|id| u16::try_from(id).ok()).map(ListenerId);
     let mut ports = Vec::new();
     for listener in &snapshot.config.listeners {
-        let inherited = legacy.sockets_of(listener);
+        let inherited = legacy.sockets_of(&listener.name);
         let opened = Port::open(listener, lanes, inherited, &mut next_id);
         ports.push(opened.map_err(StartError::Port)?);
     }
-    legacy.drop_rest();
     Ok(ports)
 }
 

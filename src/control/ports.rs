@@ -4,10 +4,12 @@
 
 use crate::config::{Listener, Name, Tcp, limits};
 use crate::driver::listening::{self, Hears};
-use crate::driver::{Errno, ListenerId};
+use crate::driver::{Errno, ListenerId, sys};
+use crate::time::Time;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
 /// One listener's sockets, bound and listening.
 pub(super) struct Port {
@@ -154,15 +156,22 @@ impl Port {
     ) -> Result<Vec<Seat>, PortError> {
         let failed = |error| PortError::of(listener, error);
         // One that is alone at its address has no group that others could join: its lanes share it.
-        let is_alone = |seat: &&Seat| !seat.socket.reuse_port().unwrap_or(true);
-        let alone = self.seats.first().filter(is_alone);
+        let is_alone = |seat: &Seat| !seat.socket.reuse_port().unwrap_or(true);
+        let mut is_shared = self.seats.first().is_some_and(is_alone);
+        let shared = |lane: usize| self.seats[lane % self.seats.len()].socket.try_clone();
         let mut bound = self.bound;
         let mut seats = Vec::new();
-        for _ in self.seats.len()..lanes {
-            let socket = match alone {
-                Some(seat) => seat.socket.try_clone().map_err(failed)?,
-                None => bound_to(bound, &listener.tcp).map_err(failed)?,
+        for lane in self.seats.len()..lanes {
+            let opened = if is_shared { shared(lane) } else { bound_to(bound, &listener.tcp) };
+            let socket = match opened {
+                Err(error) if !is_shared && !self.seats.is_empty() && is_denied(&error) => {
+                    tracing::warn!(listener = %self.name, %error, "{NOT_JOINED}");
+                    is_shared = true;
+                    shared(lane)
+                }
+                opened => opened,
             };
+            let socket = socket.map_err(failed)?;
             let address = socket.local_addr().map_err(failed)?;
             bound = address.as_socket().unwrap_or(bound);
             seats.push(Seat { id: next_id().ok_or_else(|| failed(too_many()))?, socket });
@@ -249,6 +258,27 @@ fn exclusive(address: SocketAddr) -> io::Result<Socket> {
     only_v6(&socket, address)?;
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// Waits until an address is free, but not beyond `until`: what was closed here may be open for a moment elsewhere.
+pub(super) fn wait_until_free(address: SocketAddr, until: Time) {
+    let is_in_use = |e: io::Error| e.kind() == io::ErrorKind::AddrInUse;
+    while exclusive(address).is_err_and(is_in_use) && sys::now() < until {
+        std::thread::park_timeout(Duration::from_millis(limits::LET_GO_LOOK_MS));
+    }
+}
+
+/// What is told where shards share a socket that should have been the first of a group.
+const NOT_JOINED: &str = "the socket that was passed in was opened by another user, or at a port that Ringway may not \
+     bind, and its group takes none of Ringway's own: shards share it, and shards.steer = \"cpu\" cannot be had; let \
+     its .socket unit name the address once for each shard (ListenStream=)";
+
+/// Whether a socket may not be where others of its group are: they are another user's, or its port is a privileged one.
+/// EPERM is of one of its options.
+fn is_denied(error: &io::Error) -> bool {
+    let is_of_option = error.raw_os_error() == Some(Errno::NOT_PERMITTED.0);
+    let kinds = [io::ErrorKind::AddrInUse, io::ErrorKind::PermissionDenied];
+    !is_of_option && kinds.contains(&error.kind())
 }
 
 fn too_many() -> io::Error {

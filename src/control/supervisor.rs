@@ -60,6 +60,8 @@ pub(super) struct Supervisor {
     returning: Vec<Port>,
     /// Whether the process before this one still hands over.
     taking: bool,
+    /// Names that the service manager is to forget when this is the main process.
+    stale: Vec<String>,
     /// Whether this is the service's main process.
     is_main: bool,
     /// The lower 40 bits of session ids that were left to new processes begin here.
@@ -85,6 +87,8 @@ pub(super) struct Parts {
     pub(super) causes: mpsc::Sender<Cause>,
     /// Whether the process before this one hands over.
     pub(super) taking: bool,
+    /// Names under which the service manager keeps what the process before had, and nobody has now.
+    pub(super) stale: Vec<String>,
 }
 
 /// How far the stop has come.
@@ -104,7 +108,8 @@ enum Stage {
 
 impl Supervisor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking } = parts;
+        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking, stale } =
+            parts;
         Self {
             board,
             fleet,
@@ -123,6 +128,7 @@ impl Supervisor {
             upgrade: None,
             returning: Vec::new(),
             taking,
+            stale,
             is_main: false,
             ids_left: 0,
             rollout: Rollout::new(wanted),
@@ -359,13 +365,11 @@ impl Supervisor {
         for listener in new {
             match Port::bind(listener, lanes, vec![], ids) {
                 Ok(port) => bound.push((port, listener.clone())),
-                Err(e) if e.is_in_use() && self.is_closing_at(listener.bind) => {
-                    faults.push(format!(
-                        "listeners.{}.bind: Ringway is still closing a listener on {}: try again",
-                        listener.name, listener.bind
-                    ));
+                Err(e) => {
+                    let why = self.held_by(listener.bind).filter(|_| e.is_in_use());
+                    let why = why.map(|why| format!("listeners.{}.bind: {why}", listener.name));
+                    faults.push(why.unwrap_or_else(|| e.to_string()));
                 }
-                Err(e) => faults.push(e.to_string()),
             }
         }
         let before = self.board.snapshot.load();

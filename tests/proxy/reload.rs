@@ -13,6 +13,7 @@ crate::on_each_path!(
     listeners_come_and_go,
     a_bad_file_changes_nothing_and_says_all_that_is_wrong,
     a_port_in_use_changes_nothing,
+    a_port_that_another_listener_has_is_told_with_its_name,
     the_same_file_changes_nothing,
     new_sessions_go_to_the_new_backends,
 );
@@ -77,6 +78,24 @@ fn a_port_in_use_changes_nothing(path: DataPath) {
     let changed = recipe.more(&extra(other.at)).more("[timeouts]\nidle_ms = 60_000");
     let Answer::Refused(faults) = proxy.reload(&changed.text()) else { panic!("it is in use") };
     assert!(faults[0].contains(&other.at.to_string()), "{faults:?}");
+    assert_eq!(proxy.generation(), 1);
+    echo(&connect(proxy.at), b"served");
+}
+
+fn a_port_that_another_listener_has_is_told_with_its_name(path: DataPath) {
+    let backend = Backend::echo();
+    let mut recipe = Recipe::new(path, &[backend.at]);
+    recipe.bind = free_address();
+    let proxy = recipe.start();
+    let renamed = recipe.text().replace("listeners.orders", "listeners.renamed");
+    let wide = SocketAddr::from(([0, 0, 0, 0], recipe.bind.port()));
+    let wider = Recipe { bind: wide, ..recipe.clone() }.text();
+    for (name, text) in [("renamed", renamed), ("orders", wider)] {
+        let Answer::Refused(faults) = proxy.reload(&text) else { panic!("it is in use") };
+        let expected =
+            format!("listeners.{name}.bind: listener 'orders' of this Ringway has {}", recipe.bind);
+        assert!(faults.len() == 1 && faults[0].starts_with(&expected), "{faults:?}");
+    }
     assert_eq!(proxy.generation(), 1);
     echo(&connect(proxy.at), b"served");
 }

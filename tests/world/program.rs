@@ -22,15 +22,18 @@ impl Process {
     }
 
     /// The same, with this as its standard input.
-    pub fn start_fed(mut command: Command, input: impl Into<Stdio>) -> Self {
+    pub fn start_fed(command: Command, input: impl Into<Stdio>) -> Self {
         let said = scratch("log");
         let to = std::fs::File::create(&said).unwrap();
-        let child = command
-            .stdin(input)
-            .stdout(to.try_clone().unwrap())
-            .stderr(to)
-            .spawn()
-            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let stdio = [input.into(), to.try_clone().unwrap().into(), to.into()];
+        Self::start_on(command, stdio, said)
+    }
+
+    /// The same, with all three; what it is to print goes to a file by its own doing.
+    pub fn start_on(mut command: Command, stdio: [Stdio; 3], said: PathBuf) -> Self {
+        let [input, out, err] = stdio;
+        command.stdin(input).stdout(out).stderr(err);
+        let child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Self { child, said }
     }
 

@@ -3,10 +3,12 @@
 
 use super::{Channel, ENVIRONMENT, Lost};
 use crate::config::file::parse_carried;
-use crate::config::{Config, DataPath, Listener, Percent, limits};
+use crate::config::{Config, DataPath, Percent, limits, overlap};
 use crate::control::board::Board;
-use crate::control::{Cause, changes, reload};
-use crate::driver::handoff;
+use crate::control::notify::Notify;
+use crate::control::ports::wait_until_free;
+use crate::control::{Cause, Prepared, changes, reload};
+use crate::driver::{handoff, sys};
 use crate::policy::snapshot::Snapshot;
 use crate::session::parcel::Parcel;
 use crate::time::Time;
@@ -14,7 +16,7 @@ use crate::wire::handover::{ADMIN, Hello, Message, SessionRecord};
 use socket2::Socket;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 
@@ -27,6 +29,8 @@ pub struct Legacy {
     taken: Vec<String>,
     /// What of the config file is another than the old process read, for people.
     edits: String,
+    /// Names under which a service manager keeps sockets that are not theirs any more.
+    stale: Vec<String>,
 }
 
 /// A listening socket that was open before this process began.
@@ -36,6 +40,8 @@ struct Heirloom {
     /// What the config of the process before asked for; a service manager does not say.
     wanted: Option<SocketAddr>,
     socket: Socket,
+    /// The listener that serves on it from now on, or the admin endpoint.
+    heir: Option<String>,
 }
 
 /// The process that this one is to take the place of.
@@ -50,14 +56,21 @@ impl Heirloom {
         self.socket.local_addr().ok()?.as_socket()
     }
 
-    /// Whether it is what `name` and `bind` of this config ask for.
+    /// Whether it is what `name` and `bind` of this config ask for, though its address is another: one of any port.
     fn is_for(&self, name: &str, bind: SocketAddr) -> bool {
-        let Some(bound) = self.bound() else { return false };
-        let any_port = bind.port() == 0 && bound.ip() == bind.ip();
-        match self.wanted {
-            Some(wanted) => bound == bind || (self.name == name && wanted == bind),
-            None => self.name == name && (bound == bind || any_port),
-        }
+        let any_port = |bound: SocketAddr| bind.port() == 0 && bound.ip() == bind.ip();
+        let fits = match self.wanted {
+            Some(wanted) => wanted == bind,
+            None => self.bound().is_some_and(any_port),
+        };
+        self.name == name && fits
+    }
+
+    /// Who of these serves on it: whose address it has, whatever its name was; or else who had it before.
+    fn heir_of<'h>(&self, heirs: &[(&'h str, SocketAddr)]) -> Option<&'h str> {
+        let at = heirs.iter().find(|(_, bind)| self.bound() == Some(*bind));
+        let heir = at.or_else(|| heirs.iter().find(|(name, bind)| self.is_for(name, *bind)));
+        heir.map(|(name, _)| *name)
     }
 }
 
@@ -95,11 +108,25 @@ impl Legacy {
         }
     }
 
-    /// Takes the listening sockets: what can be checked without them is good.
+    /// Takes the listening sockets: what can be checked without them is good. Those that nobody of this config asks for
+    /// are closed before any other is opened, for they may be in its way.
     ///
     /// # Errors
     /// The process before this one went silent.
-    pub fn take_sockets(&mut self) -> Result<(), Lost> {
+    pub fn take_sockets(&mut self, prepared: &Prepared) -> Result<(), Lost> {
+        self.receive_sockets()?;
+        let config = &prepared.config;
+        let admin = config.admin.iter().map(|admin| (ADMIN, admin.bind));
+        let listeners = config.listeners.iter().map(|l| (&*l.name, l.bind));
+        let heirs: Vec<(&str, SocketAddr)> = admin.chain(listeners).collect();
+        let gone = self.allot(&heirs);
+        if self.from.is_none() {
+            self.settle(&heirs, gone);
+        }
+        Ok(())
+    }
+
+    fn receive_sockets(&mut self) -> Result<(), Lost> {
         let Some(Predecessor { channel, .. }) = &self.from else { return Ok(()) };
         let version = env!("CARGO_PKG_VERSION").to_owned();
         channel.say(&Message::Ready { version, edits: self.edits.clone() }, &[])?;
@@ -112,6 +139,7 @@ impl Legacy {
                         name: name.clone(),
                         wanted: Some(wanted),
                         socket: fd.into(),
+                        heir: None,
                     };
                     self.sockets.extend(descriptors.into_iter().map(one));
                 }
@@ -121,41 +149,72 @@ impl Legacy {
         }
     }
 
+    /// Says who serves on which socket; gives those that nobody does.
+    fn allot(&mut self, heirs: &[(&str, SocketAddr)]) -> Vec<Heirloom> {
+        let mut admin_has_one = false;
+        for heirloom in &mut self.sockets {
+            let heir = heirloom.heir_of(heirs);
+            // It has one socket: clients would wait for ever in the queues of others.
+            let is_spare = heir == Some(ADMIN) && std::mem::replace(&mut admin_has_one, true);
+            heirloom.heir = heir.filter(|_| !is_spare).map(str::to_owned);
+            let name = &heirloom.name;
+            if heirloom.heir.is_some() && !self.taken.contains(name) {
+                self.taken.push(name.clone());
+            }
+            if heirloom.heir.as_ref() != Some(name) && !self.stale.contains(name) {
+                self.stale.push(name.clone());
+            }
+        }
+        self.sockets.extract_if(.., |heirloom| heirloom.heir.is_none()).collect()
+    }
+
+    /// Closes what a service manager passed in vain, and has it do the same. It knows sockets by their names alone:
+    /// those in use that have such a name as well are given to it anew, at once.
+    fn settle(&mut self, heirs: &[(&str, SocketAddr)], gone: Vec<Heirloom>) {
+        for heirloom in &gone {
+            tracing::warn!(name = heirloom.name, address = ?heirloom.bound(),
+                "a socket was passed (LISTEN_FDS) whose address no listener asks for: it is closed, and the service \
+                manager is to keep it no more; where a .socket unit opened it, that one still has it");
+        }
+        let closed: Vec<SocketAddr> = gone.iter().filter_map(Heirloom::bound).collect();
+        drop(gone);
+        let stale = std::mem::take(&mut self.stale);
+        if stale.is_empty() {
+            return;
+        }
+        let notify = Notify::from_env();
+        stale.iter().for_each(|name| notify.forget(name));
+        for (heir, _) in heirs {
+            let is_its =
+                |h: &&Heirloom| h.heir.as_deref() == Some(*heir) && stale.contains(&h.name);
+            let again = self.sockets.iter().filter(is_its);
+            let again: Vec<RawFd> = again.map(|heirloom| heirloom.socket.as_raw_fd()).collect();
+            notify.keep(heir, &again);
+        }
+        let until = sys::now().plus_ms(limits::LET_GO_MS_MAX);
+        let has_none = |heir: &str| !self.sockets.iter().any(|h| h.heir.as_deref() == Some(heir));
+        for (heir, bind) in heirs.iter().filter(|(heir, _)| has_none(heir)) {
+            if closed.iter().any(|address| overlap(*address, *bind)) {
+                tracing::info!(name = heir, address = %bind, "waiting until it is free");
+                wait_until_free(*bind, until);
+            }
+        }
+    }
+
     /// The sockets that a listener of this config serves on.
-    pub(in crate::control) fn sockets_of(&mut self, listener: &Listener) -> Vec<Socket> {
-        self.claim(&listener.name, listener.bind)
+    pub(in crate::control) fn sockets_of(&mut self, name: &str) -> Vec<Socket> {
+        let is_its = |heirloom: &mut Heirloom| heirloom.heir.as_deref() == Some(name);
+        self.sockets.extract_if(.., is_its).map(|heirloom| heirloom.socket).collect()
     }
 
-    /// The admin endpoint's socket, where it is at `bind`.
-    pub fn admin(&mut self, bind: SocketAddr) -> Option<TcpListener> {
-        self.claim(ADMIN, bind).into_iter().next().map(Into::into)
+    /// The admin endpoint's socket, where there is one already.
+    pub fn admin(&mut self) -> Option<TcpListener> {
+        self.sockets_of(ADMIN).into_iter().next().map(Into::into)
     }
 
-    fn claim(&mut self, name: &str, bind: SocketAddr) -> Vec<Socket> {
-        let claimed: Vec<Heirloom> =
-            self.sockets.extract_if(.., |heirloom| heirloom.is_for(name, bind)).collect();
-        for heirloom in &claimed {
-            if !self.taken.contains(&heirloom.name) {
-                self.taken.push(heirloom.name.clone());
-            }
-        }
-        claimed.into_iter().map(|heirloom| heirloom.socket).collect()
-    }
-
-    /// Closes what no listener claimed. What a service manager passed in vain is named; what another process has is
-    /// that one's to close.
-    pub(in crate::control) fn drop_rest(&mut self) {
-        for Heirloom { name, socket, wanted } in self.sockets.drain(..) {
-            if wanted.is_none() {
-                let address = socket.local_addr().ok().and_then(|a| a.as_socket());
-                tracing::warn!(
-                    name,
-                    ?address,
-                    "a socket was passed (LISTEN_FDS) that no listener of this name \
-                    and address asks for: it is closed"
-                );
-            }
-        }
+    /// Names under which a service manager is to keep nothing that it has from the process before this one.
+    pub(in crate::control) fn stale(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.stale)
     }
 
     /// The config with what operators ordered of the process before: the last change wins, as with a reload. And lanes
@@ -260,6 +319,7 @@ fn passed() -> Vec<Heirloom> {
         name: names.next().unwrap_or_default(),
         wanted: None,
         socket: fd.into(),
+        heir: None,
     };
     passed.map(one).filter(|heirloom| heirloom.socket.is_listener().unwrap_or(false)).collect()
 }

@@ -340,6 +340,10 @@ impl Supervisor {
             return;
         }
         self.notify.ready("accepting clients");
+        // First, for a name may be one of those below as well.
+        for name in std::mem::take(&mut self.stale) {
+            self.notify.forget(&name);
+        }
         for port in &self.ports {
             self.keep_open(port);
         }
