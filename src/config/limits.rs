@@ -173,8 +173,8 @@ pub const FREEZE_MS: u64 = 250;
 /// How often a shard looks after itself: gives memory back, reports its gauges. Less than the second after which it is
 /// woken for that: woken a moment early, it would wait for the next time.
 pub const UPKEEP_MS: u64 = 900;
-/// Descriptors kept free of sessions: for the admin endpoint's clients, and for the endpoint itself, the log and what an
-/// upgrade opens. What each shard needs comes on top: [`DESCRIPTORS_OF_SHARD`], its sockets of listeners, and
+/// Descriptors kept free of sessions: for the admin endpoint's clients, and for the endpoint itself, the log and what
+/// an upgrade opens. What each shard needs comes on top: [`DESCRIPTORS_OF_SHARD`], its sockets of listeners, and
 /// [`CLOSES_PER_TURN_MAX`].
 pub const DESCRIPTORS_SPARE: u64 = ADMIN_CONNECTIONS_MAX as u64 + 36;
 /// A ring or a poller, its waker and a pipe, and the same again while the other data path takes over.

@@ -114,7 +114,8 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        // Only the first of the line is a child of this process. The others name this line's config, as nobody else does.
+        // Only the first of the line is a child of this process. The others name this line's config, which nobody else
+        // does.
         let config = self.config.as_os_str().as_encoded_bytes();
         for process in std::fs::read_dir("/proc").unwrap().filter_map(Result::ok) {
             let named = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
