@@ -169,7 +169,7 @@ impl Supervisor {
                 return Some(Outcome::Failed);
             }
             Cause::Windows(windows) => self.show(windows),
-            Cause::Stop => self.stop(),
+            Cause::Stop(_) => self.stop(),
             Cause::ShardSaid(shard, said) => self.heard(shard, said),
             Cause::ShardEnded(shard, None) => drop(self.fleet.forget(shard)),
             Cause::ShardEnded(shard, Some(why)) => return self.shard_failed(shard, &why),
