@@ -209,7 +209,7 @@ impl Control {
             as_read,
             file,
             causes: causes.clone(),
-            taking: legacy.is_upgrade(),
+            before: legacy.predecessor(),
         });
         let thread = std::thread::Builder::new()
             .name("control".into())

@@ -59,8 +59,15 @@ pub(super) struct Supervisor {
     returning: Vec<Port>,
     /// Whether the process before this one still hands over.
     taking: bool,
+    /// Which process that is or was.
+    before: Option<u32>,
     /// Whether this is the service's main process.
     is_main: bool,
+    /// How often a stop was asked for, and how often the other process of an upgrade passed one on. Both may have been
+    /// asked for the same one, so these are not added up.
+    stops: [u32; 2],
+    /// How often the process before was asked to stop.
+    stops_passed_back: u32,
     /// The lower 40 bits of session ids that were left to new processes begin here.
     ids_left: u64,
     /// What goes on beside orders.
@@ -82,8 +89,8 @@ pub(super) struct Parts {
     pub(super) as_read: Config,
     pub(super) file: Option<PathBuf>,
     pub(super) causes: mpsc::Sender<Cause>,
-    /// Whether the process before this one hands over.
-    pub(super) taking: bool,
+    /// The process before this one, where it hands over.
+    pub(super) before: Option<u32>,
 }
 
 /// How far the stop has come.
@@ -99,11 +106,13 @@ enum Stage {
     Draining(Time, u64),
     /// The rest was told to end; by then they are gone. How many there were, and how many were cut.
     Cutting(Time, u64, u64),
+    /// This process has nothing left. The other one of an upgrade ends first, but no later than then.
+    Waiting(Option<Time>, Outcome),
 }
 
 impl Supervisor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking } = parts;
+        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, before } = parts;
         Self {
             board,
             fleet,
@@ -121,8 +130,11 @@ impl Supervisor {
             windows: None,
             upgrade: None,
             returning: Vec::new(),
-            taking,
+            taking: before.is_some(),
+            before,
             is_main: false,
+            stops: [0; 2],
+            stops_passed_back: 0,
             ids_left: 0,
             rollout: Rollout::new(wanted),
             rings: Rings::default(),
@@ -169,7 +181,7 @@ impl Supervisor {
                 return Some(Outcome::Failed);
             }
             Cause::Windows(windows) => self.show(windows),
-            Cause::Stop(_) => self.stop(),
+            Cause::Stop(from) => self.stop(from),
             Cause::ShardSaid(shard, said) => self.heard(shard, said),
             Cause::ShardEnded(shard, None) => drop(self.fleet.forget(shard)),
             Cause::ShardEnded(shard, Some(why)) => return self.shard_failed(shard, &why),
@@ -191,9 +203,9 @@ impl Supervisor {
         let closing = (!self.closing.is_empty()).then(|| now.plus_ms(limits::CLOSE_AFTER_MS / 5));
         let stage = match self.stage {
             Stage::Running | Stage::Closing => None,
-            Stage::Grace(until) | Stage::Draining(until, _) | Stage::Cutting(until, ..) => {
-                Some(until)
-            }
+            Stage::Grace(until) => Some(until).filter(|_| self.is_main),
+            Stage::Waiting(until, _) => until,
+            Stage::Draining(until, _) | Stage::Cutting(until, ..) => Some(until),
         };
         let upgrade = self.is_upgrading().then(|| now.plus_ms(limits::HANDOVER_LOOK_MS));
         let until = [closing, stage, upgrade].into_iter().flatten().fold(self.tick_at, Time::min);
@@ -449,8 +461,21 @@ impl Supervisor {
         }
     }
 
-    fn stop(&mut self) {
-        self.cancel_upgrade();
+    /// Stops, or ends at once what has stopped. `from`: who asks.
+    fn stop(&mut self, from: Option<u32>) {
+        let is_passed_on = self.is_other_process(from);
+        let before = self.stops;
+        self.stops[usize::from(is_passed_on)] += 1;
+        if self.stops.iter().max() > before.iter().max() {
+            self.stop_further();
+        }
+        if !is_passed_on {
+            self.pass_stop_on();
+        }
+        self.give_kept_up();
+    }
+
+    fn stop_further(&mut self) {
         let stop = self.board.snapshot.load().config.stop;
         match self.stage {
             Stage::Running => {
@@ -465,7 +490,11 @@ impl Supervisor {
                 let open = self.open_sessions();
                 self.cut(EndReason::Stopped, open);
             }
-            Stage::Cutting(..) => {}
+            Stage::Waiting(None, outcome) => {
+                tracing::warn!("asked to stop again: ending now");
+                self.stage = Stage::Waiting(Some(sys::now().plus_ms(limits::CUT_MS_MAX)), outcome);
+            }
+            Stage::Cutting(..) | Stage::Waiting(Some(_), _) => {}
         }
     }
 
@@ -475,10 +504,10 @@ impl Supervisor {
         }
     }
 
-    /// Accepts nobody any more. Sockets that the service manager keeps, or that the process before may want back, stay
-    /// as they are: who comes now waits in their queues.
+    /// Accepts nobody any more. Sockets that the service manager keeps, or that the process before may want back while
+    /// it is the main one, stay as they are: who comes now waits in their queues.
     fn leave_all(&mut self) {
-        if !self.notify.stores() && !self.taking {
+        if !self.notify.stores() && self.is_main {
             return self.close_all();
         }
         for port in std::mem::take(&mut self.ports) {
@@ -506,7 +535,8 @@ impl Supervisor {
         match self.stage {
             Stage::Running => None,
             Stage::Grace(until) => {
-                if now >= until {
+                // Before that, nobody else would accept.
+                if now >= until && self.is_main {
                     self.leave_all();
                     self.stage = Stage::Closing;
                     return self.go_on_stopping();
@@ -517,15 +547,15 @@ impl Supervisor {
                 if self.closing.is_empty() && self.may_drain() {
                     let drain_ms = self.board.snapshot.load().config.stop.drain_ms;
                     let open = self.open_sessions();
-                    self.fleet.tell_all(|| mailbox::Order::Leave);
                     self.stage = Stage::Draining(now.plus_ms(u64::from(drain_ms)), open);
+                    self.let_shards_leave();
                     tracing::info!(open, "no more clients: waiting for sessions to end");
                 }
                 None
             }
             Stage::Draining(until, open) => {
                 if self.fleet.is_empty() {
-                    return Some(ended(open, 0));
+                    return self.ended(open, 0);
                 }
                 if now >= until {
                     self.cut(EndReason::Drained, open);
@@ -533,18 +563,35 @@ impl Supervisor {
                 None
             }
             Stage::Cutting(until, open, cut) => {
-                (self.fleet.is_empty() || now >= until).then(|| ended(open, cut))
+                if self.fleet.is_empty() || now >= until {
+                    return self.ended(open, cut);
+                }
+                None
+            }
+            Stage::Waiting(until, outcome) => {
+                let is_due = until.is_some_and(|until| now >= until);
+                if self.awaits_other_process() && !is_due {
+                    return None;
+                }
+                // One before that is still there has more patience than this one was told to have.
+                self.pass_stop_back(2);
+                Some(outcome)
             }
         }
     }
-}
 
-fn ended(open: u64, cut: u64) -> Outcome {
-    let by_themselves = open.saturating_sub(cut);
-    if cut == 0 {
-        tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
-    } else {
-        tracing::warn!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
+    /// This process has nothing left.
+    fn ended(&mut self, open: u64, cut: u64) -> Option<Outcome> {
+        let by_themselves = open.saturating_sub(cut);
+        if cut == 0 {
+            tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
+        } else {
+            tracing::warn!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
+        }
+        // A new process that was asked to drain does so as long as its own config says.
+        let is_patient = self.passes_on() && self.stops.iter().all(|stops| *stops < 2);
+        let until = (!is_patient).then(|| sys::now().plus_ms(limits::CUT_MS_MAX));
+        self.stage = Stage::Waiting(until, Outcome::Stopped { open, cut });
+        self.go_on_stopping()
     }
-    Outcome::Stopped { open, cut }
 }
