@@ -11,7 +11,8 @@ use ringway::control::{Outcome, favours};
 use ringway::run::Running;
 use ringway::{admin, bench, demo, driver};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::iterator::Signals;
+use signal_hook::iterator::exfiltrator::WithRawSiginfo;
+use signal_hook::iterator::{Signals, SignalsInfo};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -200,7 +201,7 @@ fn run(path: &Path) -> ExitCode {
     if let Err(e) = admin::log::init(&config.log) {
         complain(&format!("ringway: the log cannot be set up: {e}"));
     }
-    let signals = match Signals::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2]) {
+    let signals = match Followed::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2]) {
         Ok(signals) => signals,
         Err(e) => return fail(SYSTEM, &format!("signals cannot be received: {e}")),
     };
@@ -215,18 +216,21 @@ fn run(path: &Path) -> ExitCode {
     }
 }
 
+/// Signals, and who sent them: of a stop that is asked for during an upgrade both processes may hear twice.
+type Followed = SignalsInfo<WithRawSiginfo>;
+
 /// Passes signals on, on a thread of its own: SIGHUP reloads, SIGUSR1 takes all sessions back to epoll, SIGUSR2
 /// upgrades, SIGTERM and SIGINT stop.
-fn follow(mut signals: Signals, running: &Running) {
+fn follow(mut signals: Followed, running: &Running) {
     let (orders, stop) = (running.orders(), running.stopper());
     let follower = std::thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {
-            match signal {
+            match signal.si_signo {
                 // What became of it is in the log.
                 SIGHUP => orders.give(Order::Reload, |_: Answer| {}),
                 SIGUSR1 => orders.give(Order::RollBack, |_: Answer| {}),
                 SIGUSR2 => orders.give(Order::Upgrade, |_: Answer| {}),
-                SIGINT | SIGTERM => stop(),
+                SIGINT | SIGTERM => stop(driver::signal::sender(&signal)),
                 _ => {}
             }
         }

@@ -147,11 +147,11 @@ impl Running {
 
     /// Begins the graceful stop; the second time it ends everything at once.
     pub fn stop(&self) {
-        (self.control.stopper())();
+        (self.control.stopper())(None);
     }
 
-    /// What [`stop`](Self::stop) does, for another thread.
-    pub fn stopper(&self) -> impl Fn() + Send + use<> {
+    /// What [`stop`](Self::stop) does, for another thread; it takes the id of the process that asks, where one does.
+    pub fn stopper(&self) -> impl Fn(Option<u32>) + Send + use<> {
         self.control.stopper()
     }
 

@@ -16,5 +16,7 @@ mod manager;
 mod replacing;
 #[path = "upgrade/show.rs"]
 mod show;
+#[path = "upgrade/stopping.rs"]
+mod stopping;
 #[path = "upgrade/taking.rs"]
 mod taking;

@@ -56,8 +56,8 @@ pub use supervisor::Windows;
 pub(crate) enum Cause {
     /// An operator gave an order.
     Ordered(Order, Box<dyn FnOnce(Answer) + Send>),
-    /// Ringway is to end: the first time with patience, the second time at once.
-    Stop,
+    /// Ringway is to end: the first time with patience, the second time at once. Which process asks, where one does.
+    Stop(Option<u32>),
     /// A shard says what its sessions did.
     Weighed(Weighed),
     /// A shard reports.
@@ -214,7 +214,7 @@ impl Control {
             as_read,
             file,
             causes: causes.clone(),
-            taking: legacy.is_upgrade(),
+            before: legacy.predecessor(),
             stale: legacy.stale(),
         });
         let thread = std::thread::Builder::new()
@@ -258,12 +258,13 @@ impl Control {
         self.bound.iter().find(|(of, _)| **of == *name).map(|(_, address)| *address)
     }
 
-    /// Begins the graceful stop; the second time it ends everything at once.
-    pub fn stopper(&self) -> impl Fn() + Send + use<> {
+    /// Begins the graceful stop; the second time it ends everything at once. It takes the id of the process that asks,
+    /// where one does.
+    pub fn stopper(&self) -> impl Fn(Option<u32>) + Send + use<> {
         let causes = self.causes.clone();
-        move || {
+        move |from| {
             // Control that has gone is what was wanted.
-            let _ = causes.send(Cause::Stop);
+            let _ = causes.send(Cause::Stop(from));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The loop over causes, and what each brings about.
 
+mod stopping;
 mod upgrade;
 
 use super::board::Board;
@@ -19,9 +20,8 @@ use super::{Cause, Outcome, within_descriptors};
 use crate::config::{Config, DataPath, Listener, Percent, file, limits};
 use crate::driver::probe::Report;
 use crate::driver::sys;
-use crate::event::EndReason;
 use crate::policy::snapshot::Snapshot;
-use crate::shard::mailbox::{self, Report as Said};
+use crate::shard::mailbox::Report as Said;
 use crate::time::Time;
 use crate::wire::handover::ADMIN;
 use std::collections::VecDeque;
@@ -30,6 +30,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
+use stopping::Stage;
 use upgrade::Upgrade;
 pub use upgrade::Windows;
 
@@ -60,10 +61,17 @@ pub(super) struct Supervisor {
     returning: Vec<Port>,
     /// Whether the process before this one still hands over.
     taking: bool,
+    /// Which process that is or was.
+    before: Option<u32>,
     /// Names that the service manager is to forget when this is the main process.
     stale: Vec<String>,
     /// Whether this is the service's main process.
     is_main: bool,
+    /// How often a stop was asked for, and how often the other process of an upgrade passed one on. Both may have been
+    /// asked for the same one, so these are not added up.
+    stops: [u32; 2],
+    /// How often the process before was asked to stop.
+    stops_passed_back: u32,
     /// The lower 40 bits of session ids that were left to new processes begin here.
     ids_left: u64,
     /// What goes on beside orders.
@@ -85,30 +93,15 @@ pub(super) struct Parts {
     pub(super) as_read: Config,
     pub(super) file: Option<PathBuf>,
     pub(super) causes: mpsc::Sender<Cause>,
-    /// Whether the process before this one hands over.
-    pub(super) taking: bool,
+    /// The process before this one, where it hands over.
+    pub(super) before: Option<u32>,
     /// Names under which the service manager keeps what the process before had, and nobody has now.
     pub(super) stale: Vec<String>,
 }
 
-/// How far the stop has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// Nobody asked for it.
-    Running,
-    /// Not ready any more, but clients are accepted until then.
-    Grace(Time),
-    /// Shards let go of their listeners.
-    Closing,
-    /// Sessions may end by themselves until then. How many there were.
-    Draining(Time, u64),
-    /// The rest was told to end; by then they are gone. How many there were, and how many were cut.
-    Cutting(Time, u64, u64),
-}
-
 impl Supervisor {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, taking, stale } =
+        let Parts { board, fleet, ports, report, wanted, as_read, file, causes, before, stale } =
             parts;
         Self {
             board,
@@ -127,9 +120,12 @@ impl Supervisor {
             windows: None,
             upgrade: None,
             returning: Vec::new(),
-            taking,
+            taking: before.is_some(),
+            before,
             stale,
             is_main: false,
+            stops: [0; 2],
+            stops_passed_back: 0,
             ids_left: 0,
             rollout: Rollout::new(wanted),
             rings: Rings::default(),
@@ -176,7 +172,7 @@ impl Supervisor {
                 return Some(Outcome::Failed);
             }
             Cause::Windows(windows) => self.show(windows),
-            Cause::Stop => self.stop(),
+            Cause::Stop(from) => self.stop(from),
             Cause::ShardSaid(shard, said) => self.heard(shard, said),
             Cause::ShardEnded(shard, None) => drop(self.fleet.forget(shard)),
             Cause::ShardEnded(shard, Some(why)) => return self.shard_failed(shard, &why),
@@ -198,9 +194,9 @@ impl Supervisor {
         let closing = (!self.closing.is_empty()).then(|| now.plus_ms(limits::CLOSE_AFTER_MS / 5));
         let stage = match self.stage {
             Stage::Running | Stage::Closing => None,
-            Stage::Grace(until) | Stage::Draining(until, _) | Stage::Cutting(until, ..) => {
-                Some(until)
-            }
+            Stage::Grace(until) => Some(until).filter(|_| self.is_main),
+            Stage::Waiting(until, _) => until,
+            Stage::Draining(until, _) | Stage::Cutting(until, ..) => Some(until),
         };
         let upgrade = self.is_upgrading().then(|| now.plus_ms(limits::HANDOVER_LOOK_MS));
         let until = [closing, stage, upgrade].into_iter().flatten().fold(self.tick_at, Time::min);
@@ -464,103 +460,4 @@ impl Supervisor {
             }
         }
     }
-
-    fn stop(&mut self) {
-        self.cancel_upgrade();
-        let stop = self.board.snapshot.load().config.stop;
-        match self.stage {
-            Stage::Running => {
-                self.board.ready.store(false, Relaxed);
-                self.notify.stopping();
-                tracing::info!(grace_ms = stop.grace_ms, drain_ms = stop.drain_ms, "stopping");
-                self.stage = Stage::Grace(sys::now().plus_ms(u64::from(stop.grace_ms)));
-            }
-            Stage::Grace(_) | Stage::Closing | Stage::Draining(..) => {
-                tracing::warn!("asked to stop again: ending now");
-                self.leave_all();
-                let open = self.open_sessions();
-                self.cut(EndReason::Stopped, open);
-            }
-            Stage::Cutting(..) => {}
-        }
-    }
-
-    fn close_all(&mut self) {
-        for port in std::mem::take(&mut self.ports) {
-            self.close(port);
-        }
-    }
-
-    /// Accepts nobody any more. Sockets that the service manager keeps, or that the process before may want back, stay
-    /// as they are: who comes now waits in their queues.
-    fn leave_all(&mut self) {
-        if !self.notify.stores() && !self.taking {
-            return self.close_all();
-        }
-        for port in std::mem::take(&mut self.ports) {
-            tracing::info!(listener = %port.name, address = %port.bound, "left open for the next process");
-            self.fleet.close(&port);
-            self.closing.push(Closing::left_open(port));
-        }
-    }
-
-    /// Ends what is left, for good.
-    fn cut(&mut self, why: EndReason, open: u64) {
-        let cut = self.open_sessions();
-        self.fleet.end_all(why);
-        self.fleet.tell_all(|| mailbox::Order::Leave);
-        self.stage = Stage::Cutting(sys::now().plus_ms(limits::CUT_MS_MAX), open, cut);
-    }
-
-    fn open_sessions(&self) -> u64 {
-        self.board.sessions()
-    }
-
-    /// Takes the stop as far as it can go now.
-    fn go_on_stopping(&mut self) -> Option<Outcome> {
-        let now = sys::now();
-        match self.stage {
-            Stage::Running => None,
-            Stage::Grace(until) => {
-                if now >= until {
-                    self.leave_all();
-                    self.stage = Stage::Closing;
-                    return self.go_on_stopping();
-                }
-                None
-            }
-            Stage::Closing => {
-                if self.closing.is_empty() && self.may_drain() {
-                    let drain_ms = self.board.snapshot.load().config.stop.drain_ms;
-                    let open = self.open_sessions();
-                    self.fleet.tell_all(|| mailbox::Order::Leave);
-                    self.stage = Stage::Draining(now.plus_ms(u64::from(drain_ms)), open);
-                    tracing::info!(open, "no more clients: waiting for sessions to end");
-                }
-                None
-            }
-            Stage::Draining(until, open) => {
-                if self.fleet.is_empty() {
-                    return Some(ended(open, 0));
-                }
-                if now >= until {
-                    self.cut(EndReason::Drained, open);
-                }
-                None
-            }
-            Stage::Cutting(until, open, cut) => {
-                (self.fleet.is_empty() || now >= until).then(|| ended(open, cut))
-            }
-        }
-    }
-}
-
-fn ended(open: u64, cut: u64) -> Outcome {
-    let by_themselves = open.saturating_sub(cut);
-    if cut == 0 {
-        tracing::info!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
-    } else {
-        tracing::warn!(sessions = open, ended_by_themselves = by_themselves, cut, "stopped");
-    }
-    Outcome::Stopped { open, cut }
 }

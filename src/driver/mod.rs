@@ -33,6 +33,7 @@ mod pipe;
 pub mod pool;
 pub mod probe;
 mod ring;
+pub mod signal;
 pub mod sim;
 pub mod sys;
 pub mod uring;

@@ -5,7 +5,7 @@ use crate::config::limits;
 use crate::control::Cause;
 use crate::control::board::Board;
 use crate::control::totals::Totals;
-use crate::driver::sys;
+use crate::driver::{signal, sys};
 use crate::session::parcel::Parcel;
 use crate::shard::mailbox::{Mail, Order};
 use crate::shard::placement::{Load, Neighbour};
@@ -17,7 +17,8 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -89,6 +90,8 @@ struct Told {
     /// Nothing is left but the last word.
     finish: AtomicBool,
     cancelled: AtomicBool,
+    /// How often the new process is to be asked to stop.
+    stops: AtomicU32,
 }
 
 /// Control's side of an upgrade that is under way.
@@ -109,7 +112,13 @@ impl Giving {
     }
 
     pub(in crate::control) fn finish(&self) {
-        self.told.finish.store(true, Relaxed);
+        // Stops that were told before it are seen with it.
+        self.told.finish.store(true, Release);
+    }
+
+    /// Asks the new process to stop, so that it was asked this often. [`Said::Over`] then waits for its end.
+    pub(in crate::control) fn stop(&self, times: u32) {
+        self.told.stops.store(times, Relaxed);
     }
 
     /// Gives the upgrade up; [`Said::Failed`] follows.
@@ -167,6 +176,7 @@ pub(in crate::control) fn start(
         refused: HashSet::new(),
         totals_at: Time::default(),
         said_main: false,
+        stops_sent: 0,
     };
     let thread = std::thread::Builder::new().name("hand-over".into());
     thread.spawn(move || giver.live(estate)).map_err(refused)?;
@@ -192,13 +202,17 @@ struct Giver {
     refused: HashSet<u64>,
     totals_at: Time,
     said_main: bool,
+    stops_sent: u32,
 }
 
 impl Giver {
     fn live(mut self, estate: Estate) {
         let mut batch = Vec::new();
         let said = match self.give(estate, &mut batch) {
-            Ok(()) => Said::Over,
+            Ok(()) => {
+                self.see_off();
+                Said::Over
+            }
             Err(why) => self.fail(&why, batch),
         };
         // Control that has gone needs no word.
@@ -248,7 +262,7 @@ impl Giver {
                 self.said_main = true;
                 self.channel.say(&Message::Main, &[])?;
             }
-            if self.told.finish.load(Relaxed) {
+            if self.told.finish.load(Acquire) {
                 self.tell_totals()?;
                 self.channel.say(&Message::Done, &[])?;
                 return match self.channel.hear(step)? {
@@ -264,10 +278,29 @@ impl Giver {
         if self.told.cancelled.load(Relaxed) || !matches!(self.child.try_wait(), Ok(None)) {
             return Err(Lost::Gone);
         }
+        self.pass_stops_on();
         if self.totals_at > Time::default() && sys::now() >= self.totals_at {
             self.tell_totals()?;
         }
         Ok(())
+    }
+
+    /// Asks the new process to stop, as often as this one was. Until its end was seen nobody else can have its id.
+    fn pass_stops_on(&mut self) {
+        if self.stops_sent < self.told.stops.load(Relaxed) {
+            self.stops_sent += 1;
+            if let Err(error) = signal::stop(self.child.id()) {
+                tracing::warn!(%error, "the new process cannot be asked to stop");
+            }
+        }
+    }
+
+    /// Waits for the end of a new process that stops because this one does.
+    fn see_off(&mut self) {
+        while self.told.stops.load(Relaxed) > 0 && matches!(self.child.try_wait(), Ok(None)) {
+            self.pass_stops_on();
+            self.wait(&mut Vec::new());
+        }
     }
 
     fn tell_totals(&mut self) -> Result<(), Lost> {

@@ -22,6 +22,10 @@
 //! that was not answered by `Taken`. Where the old process dies after `Accepting`, the new one goes on alone; where it
 //! says that it gave up, the new one ends.
 //!
+//! A stop that the main one of the two is asked for is for both: it sends the other SIGTERM, as often as it got one
+//! itself. What comes from the other is never sent back, and of a stop that both heard of one is counted. The old one
+//! gives what it can until it ends. Whichever was the main one ends last, for a service manager ends what is left then.
+//!
 //! `give` is the old side, [`take`] the new one. `ports.rs` and [`take`] also see to sockets that a service
 //! manager kept over a restart: to a new process they are the same.
 

@@ -272,10 +272,10 @@ impl Legacy {
         })
     }
 
-    /// Whether another process hands over.
+    /// The process that hands over, where one does.
     #[must_use]
-    pub const fn is_upgrade(&self) -> bool {
-        self.from.is_some()
+    pub fn predecessor(&self) -> Option<u32> {
+        self.from.as_ref().map(|Predecessor { hello, .. }| hello.pid)
     }
 
     /// Says that clients are accepted here, and takes over what was counted: windows may be opened afterwards. Then

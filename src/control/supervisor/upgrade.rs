@@ -3,10 +3,11 @@
 use super::{Stage, Supervisor};
 use crate::config::limits;
 use crate::control::Outcome;
+use crate::control::closing::Closing;
 use crate::control::handover::give::{self, Estate, Giving, Invocation, Said, Shared};
 use crate::control::order::Answer;
 use crate::control::ports::{Port, Seat};
-use crate::driver::sys;
+use crate::driver::{signal, sys};
 use crate::session::parcel::Parcel;
 use crate::shard::mailbox;
 use crate::time::Time;
@@ -37,6 +38,8 @@ pub(super) struct Upgrade {
     phase: Phase,
     /// Ports where the new process accepts in place of this one; kept until this one ends, or accepts again.
     kept: Vec<Port>,
+    /// Whether this was the service's main process when it was asked to stop: then the new one stops with it.
+    passes_on: bool,
 }
 
 /// How far it has come.
@@ -62,7 +65,8 @@ impl Supervisor {
                 tracing::info!("upgrade: the new process was started");
                 self.notify.status("a new process is being started");
                 let (pid, phase, teller) = (0, Phase::Starting, Some(teller));
-                self.upgrade = Some(Upgrade { giving, teller, pid, phase, kept: Vec::new() });
+                let (kept, passes_on) = (Vec::new(), false);
+                self.upgrade = Some(Upgrade { giving, teller, pid, phase, kept, passes_on });
             }
             Err(why) => {
                 self.board.upgrades_failed.fetch_add(1, Relaxed);
@@ -150,6 +154,9 @@ impl Supervisor {
             }
             Said::Failed(why, lost) => return self.upgrade_failed(&why, &lost),
             Said::Over => {
+                if let Stage::Waiting(_, outcome) = self.stage {
+                    return Some(outcome);
+                }
                 let pid = self.upgrade.as_ref().map_or(0, |upgrade| upgrade.pid);
                 tracing::info!(pid, "everything was handed over to the new process");
                 return Some(Outcome::Replaced);
@@ -160,6 +167,10 @@ impl Supervisor {
 
     /// The new process accepts: this one stops to, and its sessions go.
     fn let_go(&mut self, pid: u32, (version, edits): (&str, &str), taken: &[String]) {
+        if self.stage != Stage::Running {
+            // The upgrade was cancelled meanwhile.
+            return;
+        }
         let open = self.open_sessions();
         let generation = self.board.snapshot.load().number;
         let Some(upgrade) = &mut self.upgrade else { return };
@@ -207,6 +218,8 @@ impl Supervisor {
         self.board.upgrades_failed.fetch_add(1, Relaxed);
         if upgrade.phase == Phase::Starting {
             tracing::error!(why, "upgrade failed, nothing was changed");
+        } else if self.stage != Stage::Running {
+            tracing::warn!(why, given = ?lost, "the new process is gone: this one stops with what it has left");
         } else if matches!(upgrade.phase, Phase::Ending | Phase::Told) {
             tracing::error!(
                 why,
@@ -230,11 +243,14 @@ impl Supervisor {
                 windows.open();
             }
         }
-        self.notify.ready("accepting clients; an upgrade failed");
+        if self.stage == Stage::Running {
+            self.notify.ready("accepting clients; an upgrade failed");
+        }
         if let Some(teller) = upgrade.teller {
             teller(Answer::Refused(vec![why.to_owned()]));
         }
         self.take_ports_back();
+        self.let_shards_leave();
         None
     }
 
@@ -293,7 +309,10 @@ impl Supervisor {
         let Some(upgrade) = &self.upgrade else { return };
         let (pid, left) = (upgrade.pid, self.open_sessions());
         tracing::info!(pid, left, "the new process is the main one");
-        self.notify.main_process(pid);
+        // A manager that waits for this process's end is not to end the new one with it.
+        if !upgrade.passes_on {
+            self.notify.main_process(pid);
+        }
         upgrade.giving.main();
     }
 
@@ -307,20 +326,76 @@ impl Supervisor {
         self.upgrade.is_some() || !self.returning.is_empty()
     }
 
-    /// Gives an upgrade up, unless the new process is the main one already.
-    pub(super) fn cancel_upgrade(&self) {
-        if let Some(upgrade) = &self.upgrade
-            && matches!(upgrade.phase, Phase::Starting | Phase::Giving(_))
-        {
-            upgrade.giving.cancel();
+    /// Has the other process of an upgrade stop with this one, if this one is the main one. A new process that has
+    /// nothing yet is ended instead.
+    pub(super) fn pass_stop_on(&mut self) {
+        let stops = self.stops[0];
+        if let Some(upgrade) = &mut self.upgrade {
+            match upgrade.phase {
+                Phase::Starting => upgrade.giving.cancel(),
+                Phase::Giving(_) => {
+                    (upgrade.phase, upgrade.passes_on) = (Phase::Left, true);
+                    upgrade.giving.stop(stops);
+                    tracing::info!(pid = upgrade.pid, "the new process is to stop as well");
+                    self.step_back();
+                }
+                _ if upgrade.passes_on => upgrade.giving.stop(stops),
+                _ => {}
+            }
+        }
+        self.pass_stop_back(stops);
+    }
+
+    /// Has the process before this one stop as well, if this one is the main one. Its id is known as long as its end of
+    /// the channel is open, and so is nobody else's.
+    pub(super) fn pass_stop_back(&mut self, stops: u32) {
+        let pid = self.board.predecessor.load(Relaxed);
+        if !self.is_main || pid == 0 || self.stops_passed_back >= stops {
+            return;
+        }
+        self.stops_passed_back += 1;
+        tracing::info!(pid, "the process before is to stop as well");
+        if let Err(error) = signal::stop(pid) {
+            tracing::warn!(pid, %error, "the process before cannot be asked to stop");
         }
     }
 
-    /// Whether shards may leave: no session is on its way here or back, for which there has to be one.
+    /// Whether this is the next process or the one before: what that asks for, it was asked for itself.
+    pub(super) fn is_other_process(&self, pid: Option<u32>) -> bool {
+        let next = self.upgrade.as_ref().map(|upgrade| upgrade.pid);
+        pid.is_some() && (pid == next || pid == self.before)
+    }
+
+    /// Whether the new process stops because this one does.
+    pub(super) fn passes_on(&self) -> bool {
+        self.upgrade.as_ref().is_some_and(|upgrade| upgrade.passes_on)
+    }
+
+    /// Whether the other process of an upgrade is to end, or to be told that all is over, before this one ends. A
+    /// service manager ends all that is left when the main one has ended.
+    pub(super) fn awaits_other_process(&self) -> bool {
+        self.upgrade.is_some() || (self.taking && self.is_main)
+    }
+
+    /// Closes what the new process serves: this one, which stops, will not want it back.
+    pub(super) fn give_kept_up(&mut self) {
+        let kept = self.upgrade.as_mut().map(|upgrade| std::mem::take(&mut upgrade.kept));
+        self.closing.extend(kept.into_iter().flatten().map(Closing::left_open));
+    }
+
+    /// Whether the drain may begin: no session is on its way back, and none may have to come back.
     pub(super) fn may_drain(&self) -> bool {
         let phase = self.upgrade.as_ref().map(|upgrade| upgrade.phase);
         let on_the_way = matches!(phase, Some(Phase::Starting | Phase::Giving(_)));
-        self.returning.is_empty() && !self.taking && !on_the_way
+        self.returning.is_empty() && !on_the_way
+    }
+
+    /// Lets shards end with their last session while they drain, unless an upgrade needs them until its own end: for
+    /// sessions that come from the process before, or back from the next.
+    pub(super) fn let_shards_leave(&self) {
+        if matches!(self.stage, Stage::Draining(..)) && !self.is_replacing() {
+            self.fleet.tell_all(|| mailbox::Order::Leave);
+        }
     }
 
     /// Lets sessions of the process before go on here.
@@ -339,7 +414,9 @@ impl Supervisor {
         if std::mem::replace(&mut self.is_main, true) {
             return;
         }
-        self.notify.ready("accepting clients");
+        if self.stage == Stage::Running {
+            self.notify.ready("accepting clients");
+        }
         // First, for a name may be one of those below as well.
         for name in std::mem::take(&mut self.stale) {
             self.notify.forget(&name);
@@ -350,12 +427,15 @@ impl Supervisor {
         if let Some(socket) = self.windows.as_ref().and_then(|windows| windows.socket()) {
             self.notify.keep(ADMIN, &[socket.as_raw_fd()]);
         }
+        // A stop that came before that is for the process before as well.
+        self.pass_stop_back(self.stops[0]);
     }
 
     /// The process before this one has gone.
     pub(super) fn stand_alone(&mut self) {
         self.taking = false;
         self.become_main();
+        self.let_shards_leave();
     }
 
     /// Has the service manager keep a port's sockets, for a process that is started after this one has ended.
