@@ -22,13 +22,22 @@ impl Process {
     }
 
     /// The same, with this as its standard input.
-    pub fn start_fed(mut command: Command, input: impl Into<Stdio>) -> Self {
+    pub fn start_fed(command: Command, input: impl Into<Stdio>) -> Self {
+        Self::start_between(command, input.into(), None)
+    }
+
+    /// The same, whose stderr goes here instead.
+    pub fn start_logging_to(command: Command, log: impl Into<Stdio>) -> Self {
+        Self::start_between(command, Stdio::null(), Some(log.into()))
+    }
+
+    fn start_between(mut command: Command, input: Stdio, log: Option<Stdio>) -> Self {
         let said = scratch("log");
         let to = std::fs::File::create(&said).unwrap();
         let child = command
             .stdin(input)
             .stdout(to.try_clone().unwrap())
-            .stderr(to)
+            .stderr(log.unwrap_or_else(|| to.into()))
             .spawn()
             .unwrap_or_else(|e| panic!("{command:?}: {e}"));
         Self { child, said }
