@@ -128,6 +128,8 @@
 //!     `a_ring_that_misbehaves_loses_its_sessions_to_epoll_until_somebody_asks_again`)
 //! 21. Shards come and go, and nobody is refused, cut off or told a wrong byte. (`tests/proxy/resize.rs`:
 //!     `shards_come_and_go_under_load`, `clients_in_a_queue_outlive_the_lane_it_was_of`)
+//! 22. Nobody waits for who reads the log, and no line that cannot be written harms anybody. (`tests/proxy/deaf.rs`:
+//!     `a_log_that_nobody_reads_harms_nobody`, `a_log_that_cannot_be_written_harms_nobody`)
 //!
 //! # What is absent, on purpose
 //!
@@ -142,6 +144,8 @@
 //! - **No fixed descriptors.** They cost `shutdown(2)` and the hand-over between drivers, and win nothing measurable.
 //! - **No parsing of messages.** Ringway moves bytes; what they mean is between client and backend.
 //! - **No async runtime but the admin thread's.**
+//! - **No thread that writes to stderr while it runs**, but the one of [`admin::log::outlet`]. A print would wait for
+//!   who reads, and `eprintln!` panics where nobody does.
 //! - **No choice by `cfg`.** Both drivers are in every binary, and which one runs can be changed while it runs.
 //!
 //! # Where a change belongs

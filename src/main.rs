@@ -189,18 +189,27 @@ fn run(path: &Path) -> ExitCode {
     // First of all, for it may have open descriptors.
     let mut legacy = match Legacy::find() {
         Ok(legacy) => legacy,
-        Err(why) => return fail(SYSTEM, &why),
+        Err(why) => return give_up(SYSTEM, &[format!("ringway: {why}")]),
     };
     let config = match read_option(path, ", `ringway demo` needs none") {
         Ok(config) => config,
         Err((code, why)) => {
             legacy.refuse(&why.join("; "));
-            return tell(code, &why);
+            return give_up(code, &why);
         }
     };
-    if let Err(e) = admin::log::init(&config.log) {
-        complain(&format!("ringway: the log cannot be set up: {e}"));
-    }
+    let log = match admin::log::init(&config.log) {
+        Ok(log) => log,
+        Err(e) => {
+            let why = format!("the log cannot be set up: {e}");
+            legacy.refuse(&why);
+            return fail(SYSTEM, &why);
+        }
+    };
+    let fail = |code: u8, why: &str| {
+        log.last_words(&[format!("ringway: {why}")]);
+        ExitCode::from(code)
+    };
     let signals = match Followed::new([SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2]) {
         Ok(signals) => signals,
         Err(e) => return fail(SYSTEM, &format!("signals cannot be received: {e}")),
@@ -235,9 +244,18 @@ fn follow(mut signals: Followed, running: &Running) {
             }
         }
     });
-    if let Err(e) = follower {
-        complain(&format!("ringway: signals are not followed: {e}"));
+    if let Err(error) = follower {
+        tracing::error!(%error, "signals are not followed");
     }
+}
+
+/// Says why it does not start, to whoever reads soon enough.
+fn give_up(code: u8, why: &[String]) -> ExitCode {
+    match admin::log::plain() {
+        Ok(log) => log.last_words(why),
+        Err(_) => why.iter().for_each(|line| complain(line)),
+    }
+    ExitCode::from(code)
 }
 
 fn check(path: &Path) -> ExitCode {

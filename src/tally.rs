@@ -40,6 +40,18 @@ impl Count {
     }
 }
 
+/// Lines of the process's log that were lost. Any thread counts here, for the process has but one stderr.
+#[derive(Debug)]
+pub struct LogLost {
+    /// Those that found too many waiting before them.
+    pub full: AtomicU64,
+    /// Those that could not be written.
+    pub failed: AtomicU64,
+}
+
+/// See there.
+pub static LOG_LOST: LogLost = LogLost { full: AtomicU64::new(0), failed: AtomicU64::new(0) };
+
 /// Upper bounds of the turn-time and connect-time buckets, in nanoseconds: 10 us to 10 s, 1-2-5.
 pub const TURN_BOUNDS_NS: [u64; 19] = [
     10_000,

@@ -11,6 +11,8 @@ mod canary;
 mod carry;
 #[path = "proxy/closing.rs"]
 mod closing;
+#[path = "proxy/deaf.rs"]
+mod deaf;
 #[path = "proxy/dialing.rs"]
 mod dialing;
 #[path = "proxy/favours.rs"]

@@ -1,5 +1,6 @@
 //! For the tests of this module: a board, an endpoint on a loopback port, and plain sockets that talk to it.
 
+use super::log::outlet::Page;
 use super::serve::{Bounds, Window};
 use super::{Running, start_with};
 use crate::config::*;
@@ -9,8 +10,8 @@ use crate::driver::Kind;
 use crate::policy::snapshot::Snapshot;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// A config of one listener `fix` with 5 % for its canary.
@@ -143,25 +144,10 @@ impl Said {
     }
 }
 
-/// Takes lines.
-#[derive(Clone, Default)]
-struct Page(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Page {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What `during` writes down, on this thread.
 pub(super) fn written(format: LogFormat, level: LogLevel, during: impl FnOnce()) -> String {
     let page = Page::default();
-    let to = page.clone();
     let log = Log { format, level, session_every: 1 };
-    tracing::subscriber::with_default(super::log::lines(&log, false, move || to.clone()), during);
-    let bytes = page.0.lock().unwrap().clone();
-    String::from_utf8(bytes).unwrap()
+    tracing::subscriber::with_default(super::log::lines(&log, false, page.clone()), during);
+    String::from_utf8(page.take()).unwrap()
 }

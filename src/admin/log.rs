@@ -1,10 +1,13 @@
 //! What Ringway writes down: how lines look, and the line of each session.
 
+pub mod outlet;
+
 use crate::config::{Log, LogFormat, LogLevel, limits};
 use crate::control::board::Board;
 use crate::driver::sys;
 use crate::event::{Ended, First};
 use crate::time::Time;
+use outlet::{Outlet, QUEUE, Queue};
 use std::io::{self, IsTerminal as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,13 +19,26 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// Lets all lines from now on go to stderr, as `log` says. Once in a process: a reload does not change it.
+/// Lets all lines from now on go to stderr, as `log` says, and panics with them. Once in a process: a reload does not
+/// change it. No thread but one writes there, and nobody waits for it.
 ///
 /// # Errors
-/// Where somebody has set how lines are written before.
-pub fn init(log: &Log) -> io::Result<()> {
+/// Where the system gives no thread, or somebody has set how lines are written before.
+pub fn init(log: &Log) -> io::Result<Outlet> {
     let colours = io::stderr().is_terminal();
-    lines(log, colours, io::stderr).try_init().map_err(io::Error::other)
+    let queue = Queue::start(io::stderr(), log, colours)?;
+    lines(log, colours, queue.clone()).try_init().map_err(io::Error::other)?;
+    queue.follow_panics();
+    Ok(Outlet(QUEUE.get_or_init(|| queue).clone()))
+}
+
+/// The same for a process that does not get as far as its config, and has but last words.
+///
+/// # Errors
+/// Where the system gives no thread.
+pub fn plain() -> io::Result<Outlet> {
+    let log = Log { format: LogFormat::Human, level: LogLevel::Warn, session_every: 0 };
+    Queue::start(io::stderr(), &log, false).map(Outlet)
 }
 
 /// Writes lines as `log` says.
@@ -36,7 +52,9 @@ where
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
     };
-    let lines = tracing_subscriber::fmt().with_max_level(level).with_writer(to);
+    // What it says of a line that cannot be written it prints, and panics where that fails too.
+    let lines =
+        tracing_subscriber::fmt().with_max_level(level).log_internal_errors(false).with_writer(to);
     match log.format {
         LogFormat::Human => Box::new(lines.with_ansi(colours).finish()),
         LogFormat::Json => Box::new(lines.json().flatten_event(true).finish()),
@@ -71,8 +89,12 @@ impl SessionLog {
         Ok(Self { thread })
     }
 
-    /// Waits until all senders have gone and all they sent is written.
+    /// Waits until all senders have gone and all they sent is left to be written: the process is at its end, so for
+    /// [`limits::LOG_LAST_MS_MAX`] at most.
     pub fn join(self) {
+        if let Some(queue) = QUEUE.get() {
+            queue.end();
+        }
         if self.thread.join().is_err() {
             tracing::error!("the thread of the session log panicked, which is a bug");
         }
@@ -158,6 +180,9 @@ impl Writer {
         }
         let warns = ended.why.whose().is_ours() && self.faults.take();
         if warns || self.seen.is_multiple_of(every) {
+            if let Some(queue) = QUEUE.get() {
+                queue.wait_for_room();
+            }
             write(ended, warns);
             self.board.journal_written.fetch_add(1, Relaxed);
         }

@@ -86,7 +86,7 @@ impl Drop for Running {
         // A dropped sender says the same as a sent word.
         drop(self.stop.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the admin thread panicked, which is a bug; see what it said above");
+            tracing::error!("the admin thread panicked, which is a bug; see what it said before");
         }
     }
 }

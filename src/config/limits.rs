@@ -316,6 +316,16 @@ pub const ADMIN_LAST_ASK_MS: u64 = 50;
 pub const ADMIN_STOP_MS_MAX: u64 = 500;
 /// How long the writer of session lines sleeps when a record has come: those that follow wake it no more.
 pub const JOURNAL_PAUSE_MS: u64 = 20;
+/// Lines of the log that wait to be written. Those of sessions take half of the room at most.
+pub const LOG_LINES_MAX: usize = 4096;
+/// And their bytes.
+pub const LOG_BYTES_MAX: usize = 2 << 20;
+/// How long what is still to be logged may hold up the end of the process.
+pub const LOG_LAST_MS_MAX: u64 = 1000;
+/// How long a thread that panics waits until that is written, for the process may be about to abort.
+pub const LOG_PANIC_MS_MAX: u64 = 100;
+/// How often whoever waits for the log looks at it again.
+pub const LOG_LOOK_MS: u64 = 2;
 
 /// Orders that rest in one book of the embedded order engine.
 pub const BOOK_ORDERS_MAX: usize = 16_384;

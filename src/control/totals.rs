@@ -5,7 +5,7 @@ use super::board::Board;
 use crate::event::{Arm, EndReason};
 use crate::policy::health::Fault;
 use crate::policy::snapshot::Limit;
-use crate::tally::{Histogram, Named, RouteName, RouteTally, ShardTally};
+use crate::tally::{Histogram, LOG_LOST, Named, RouteName, RouteTally, ShardTally};
 use crate::wire::handover::{self as wire, RouteTotals, ShardTotals, Spread};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,13 +38,15 @@ impl Totals {
     #[must_use]
     pub fn of(board: &Board) -> Self {
         let mut totals = Self::default();
-        let own: [(&str, &AtomicU64); 8] = [
+        let own: [(&str, &AtomicU64); 10] = [
             ("reloads_applied", &board.reloads_applied),
             ("reloads_refused", &board.reloads_refused),
             ("path_changes", &board.path_changes),
             ("rebalanced", &board.rebalanced),
             ("shard_panics", &board.shard_panics),
             ("journal_written", &board.journal_written),
+            ("log_lost_full", &LOG_LOST.full),
+            ("log_lost_failed", &LOG_LOST.failed),
             ("upgrades_done", &board.upgrades_done),
             ("upgrades_failed", &board.upgrades_failed),
         ];

@@ -23,10 +23,19 @@ impl Process {
 
     /// The same, with this as its standard input.
     pub fn start_fed(command: Command, input: impl Into<Stdio>) -> Self {
+        Self::start_between(command, input.into(), None)
+    }
+
+    /// The same, whose stderr goes here instead.
+    pub fn start_logging_to(command: Command, log: impl Into<Stdio>) -> Self {
+        Self::start_between(command, Stdio::null(), Some(log.into()))
+    }
+
+    fn start_between(command: Command, input: Stdio, log: Option<Stdio>) -> Self {
         let said = scratch("log");
         let to = std::fs::File::create(&said).unwrap();
-        let stdio = [input.into(), to.try_clone().unwrap().into(), to.into()];
-        Self::start_on(command, stdio, said)
+        let (out, err) = (to.try_clone().unwrap().into(), log.unwrap_or_else(|| to.into()));
+        Self::start_on(command, [input, out, err], said)
     }
 
     /// The same, with all three; what it is to print goes to a file by its own doing.

@@ -29,6 +29,8 @@ pub(super) struct Facts {
     pub(super) rebalanced: u64,
     pub(super) shard_panics: u64,
     pub(super) journal_written: u64,
+    /// Lines of the log that found no room, and those that could not be written.
+    pub(super) log_lost: [u64; 2],
     pub(super) upgrades_done: u64,
     pub(super) upgrades_failed: u64,
     /// Which of a line of processes this is.
@@ -59,6 +61,7 @@ impl Facts {
             path_changes: totals.count("path_changes"),
             shard_panics: totals.count("shard_panics"),
             journal_written: totals.count("journal_written"),
+            log_lost: ["log_lost_full", "log_lost_failed"].map(|name| totals.count(name)),
             upgrades_done: totals.count("upgrades_done"),
             upgrades_failed: totals.count("upgrades_failed"),
             generation: board.process.load(Relaxed),

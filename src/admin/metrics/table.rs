@@ -448,8 +448,18 @@ pub(super) static DEFINITIONS: &[Definition] = &[
     counter(
         "ringway_journal_written_total",
         NONE,
-        "Lines of ended sessions that were written.",
+        "Lines of ended sessions that were left to be written.",
         |f, s| s.put(&[], f.journal_written as f64),
+    ),
+    counter(
+        "ringway_log_dropped_total",
+        &["why"],
+        "Lines of the log that were lost: full (its reader was too slow) or failed (they could not be written).",
+        |f, s| {
+            for (why, count) in ["full", "failed"].iter().zip(f.log_lost) {
+                s.put(&[why], count as f64);
+            }
+        },
     ),
     gauge(
         "ringway_process_resident_memory_bytes",
