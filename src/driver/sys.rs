@@ -382,8 +382,8 @@ pub(in crate::driver) fn is_its_own_end(fd: i32, address: SocketAddr) -> bool {
     given_out().contains(&address.port()) && near_address(fd) == Ok(address)
 }
 
-/// The ports that connections begin at (ip(7), ip_local_port_range), as they were when this was first asked; all of them
-/// where the kernel does not say.
+/// The ports that connections begin at (ip(7), ip_local_port_range), as they were when this was asked first; all where
+/// the kernel does not say.
 fn given_out() -> &'static RangeInclusive<u16> {
     static RANGE: OnceLock<RangeInclusive<u16>> = OnceLock::new();
     RANGE.get_or_init(|| {

@@ -294,7 +294,7 @@ impl Uring {
                 .flags(squeue::Flags::BUFFER_SELECT),
             Arm::Multi(credit) => {
                 let mut entry = opcode::RecvMulti::new(Fd(socket.0), window::GROUP).build();
-                token::set_receive_limit(&mut entry, credit);
+                token::wait_and_limit(&mut entry, credit);
                 entry
             }
         }
@@ -493,7 +493,8 @@ impl Driver for Uring {
     }
 
     fn close(&mut self, _attached: Option<(Key, Side)>, socket: Socket) {
-        if !self.closing.has_room() {
+        // A queue that is full may belong to a ring that takes no more, and who gives that up closes all it had.
+        if !self.closing.has_room() || self.room() == 0 {
             return sys::close(socket.0);
         }
         self.push(Closing::entry(socket.0), Token::UNHEARD);

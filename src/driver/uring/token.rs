@@ -57,13 +57,19 @@ impl Token {
     }
 }
 
-/// Ends a multishot receive after this many bytes: `optlen` of the entry, which the crate does not reach
-/// (io_uring_prep_recv(3), Linux 6.17; older kernels do not look at it).
-pub(super) fn set_receive_limit(entry: &mut squeue::Entry, bytes: u32) {
+/// Has a multishot receive wait for readiness first, and end after this many bytes (`optlen`: io_uring_prep_recv(3),
+/// Linux 6.17; older kernels do not look at it). The crate reaches neither.
+///
+/// A ring works off a few dozen wake-ups a turn. Without the first a receive that is armed again would take what is
+/// there at once, before the sessions whose wake-ups wait, and these would get their turn after nearly all that others
+/// have queued.
+pub(super) fn wait_and_limit(entry: &mut squeue::Entry, bytes: u32) {
     const { assert!(size_of::<squeue::Entry>() == 64) };
-    // SAFETY: the crate's entry is `repr(C)` around the kernel's 64-byte io_uring_sqe, plain numbers of which bytes 44
-    // to 48 are `optlen` for a receive.
+    // SAFETY: the crate's entry is `repr(C)` around the kernel's 64-byte io_uring_sqe, plain numbers of which bytes 2
+    // and 3 are `ioprio` and bytes 44 to 47 `optlen` for a receive.
     let raw = unsafe { &mut *std::ptr::from_mut(entry).cast::<[u8; 64]>() };
+    let ioprio = u16::from_ne_bytes([raw[2], raw[3]]) | super::POLL_FIRST;
+    raw[2..4].copy_from_slice(&ioprio.to_ne_bytes());
     raw[44..48].copy_from_slice(&bytes.to_ne_bytes());
 }
 
