@@ -119,6 +119,12 @@ impl Legacy {
         }
     }
 
+    /// How many sockets [`sockets_of`](Self::sockets_of) would return.
+    pub(in crate::control) fn count_of(&self, listener: &Listener) -> usize {
+        let is_for = |heirloom: &&Heirloom| heirloom.is_for(&listener.name, listener.bind);
+        self.sockets.iter().filter(is_for).count()
+    }
+
     /// The sockets that a listener of this config serves on.
     pub(in crate::control) fn sockets_of(&mut self, listener: &Listener) -> Vec<Socket> {
         self.claim(&listener.name, listener.bind)
