@@ -143,6 +143,14 @@ pub const HOT_FORCED_MAX: usize = 64;
 pub const HEAT_SAMPLE: u32 = 64;
 /// Free buffers that keep their memory when a shard is calm.
 pub const BUFFERS_WARM: usize = 64;
+/// Buffers whose memory goes back to the kernel in one turn: each costs a call of some microseconds, and all sessions
+/// of the shard wait.
+pub const TRIM_BUFFERS_MAX: usize = 64;
+/// Bytes of memory that go back in one turn, but for a buffer that is larger: the kernel takes them page by page.
+pub const TRIM_BYTES_MAX: usize = 1 << 20;
+/// How long a shard that has more to give back waits before it goes on: a full pool of the default size has gone back
+/// within two seconds.
+pub const TRIM_PAUSE_MS: u64 = 5;
 /// Bytes one direction may hold by default.
 pub const HIGH_WATER_DEFAULT: u32 = 64 * 1024;
 /// Most bytes one direction may be allowed to hold.

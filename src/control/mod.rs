@@ -26,7 +26,7 @@ mod supervisor;
 pub mod totals;
 mod worker;
 
-use crate::config::{Config, Pool, limits};
+use crate::config::{Config, Listener, Pool, limits};
 use crate::driver::probe::{Feature, Report, probe};
 use crate::driver::{ListenerId, sys};
 use crate::event::Ended;
@@ -153,7 +153,8 @@ pub struct Prepared {
 pub fn prepare(config: Config, legacy: &mut Legacy) -> Result<Prepared, StartError> {
     let as_read = config;
     let (config, held) = legacy.with_orders(&as_read);
-    let config = within_descriptors(config, None).map_err(StartError::Descriptors)?;
+    // Here too, so that a process that cannot serve takes no sockets of the one before.
+    affordable(&config, |_| 0).map_err(StartError::Descriptors)?;
     let report = probe();
     let wanted = (config.data_path, config.data_path_percent);
     let choice = rollout::choose(wanted, None, &report).map_err(StartError::DataPath)?;
@@ -180,6 +181,9 @@ impl Control {
         legacy: &mut Legacy,
     ) -> Result<(Self, mpsc::Receiver<Ended>), StartError> {
         let Prepared { as_read, config, report, choice, held } = prepared;
+        let inherited = |listener: &Listener| legacy.count_of(&listener.name);
+        let config =
+            within_descriptors(config, None, inherited).map_err(StartError::Descriptors)?;
         let (causes, read) = mpsc::channel();
         let (journal, ended) = mpsc::sync_channel(limits::JOURNAL_RECORDS_MAX);
         let (number, first_id, process) = legacy.firsts();
@@ -322,37 +326,62 @@ fn open_ports(board: &Board, lanes: usize, legacy: &mut Legacy) -> Result<Vec<Po
     Ok(ports)
 }
 
-/// How many of so many descriptors are for other things than sessions.
-fn kept_free(config: &Config, shards: u64, descriptors: u64) -> u64 {
-    // Where ready connections would take more than their part they are given up first.
-    let ready = config.pools.iter().map(Pool::spares).sum::<u64>() * shards;
-    let ready = ready.min(descriptors / limits::SPARE_DESCRIPTORS_PART);
-    // Each shard has its own socket of each listener, and an upgrade hands over copies.
-    let sockets = 2 * config.listeners.len() as u64;
-    let of_shard = limits::DESCRIPTORS_OF_SHARD + limits::CLOSES_PER_TURN_MAX as u64 + sockets;
-    limits::DESCRIPTORS_SPARE + shards * of_shard + ready
+/// What the limit of open descriptors allows.
+struct Affordable {
+    descriptors: u64,
+    /// Descriptors for other things than sessions.
+    spare: u64,
+    /// At least one.
+    sessions: u32,
 }
 
-/// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle
-/// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already. And
-/// has the kernel's table hold them all, so that no shard waits for it to grow.
+/// Counts what sessions may have of the descriptors, and raises their limit as far as it goes. `open`: how many sockets
+/// of a listener there are already.
 ///
 /// # Errors
 /// None would be left for sessions.
-fn within_descriptors(mut config: Config, in_force: Option<u32>) -> Result<Config, String> {
+fn affordable(config: &Config, open: impl Fn(&Listener) -> usize) -> Result<Affordable, String> {
     let descriptors = sys::raise_descriptor_limit();
     // CPUs that cannot be had are told where shards are to start there.
-    let shards = fleet::places(&config).map_or(1, |places| places.len()) as u64;
-    let spare = kept_free(&config, shards, descriptors);
-    let affordable = u32::try_from(descriptors.saturating_sub(spare) / 2).unwrap_or(u32::MAX);
-    let wanted = config.limits.sessions_max;
-    if affordable == 0 {
+    let shards = fleet::places(config).map_or(1, |places| places.len()) as u64;
+    // Each shard has its own socket of each listener, and those of shards that are no more stay open.
+    let sockets = config.listeners.iter().map(|listener| shards.max(open(listener) as u64)).sum();
+    let spare = kept_free(config, shards, sockets, descriptors);
+    let sessions = u32::try_from(descriptors.saturating_sub(spare) / 2).unwrap_or(u32::MAX);
+    if sessions == 0 {
         return Err(format!(
             "limits.sessions_max: of {descriptors} descriptors none is left for sessions: {shards} shards with {} \
              listeners may need {spare} themselves; raise the limit of open files (ulimit -n, LimitNOFILE)",
             config.listeners.len()
         ));
     }
+    Ok(Affordable { descriptors, spare, sessions })
+}
+
+/// How many of so many descriptors are for other things than sessions.
+fn kept_free(config: &Config, shards: u64, sockets: u64, descriptors: u64) -> u64 {
+    // Where ready connections would take more than their part they are given up first.
+    let ready = config.pools.iter().map(Pool::spares).sum::<u64>() * shards;
+    let ready = ready.min(descriptors / limits::SPARE_DESCRIPTORS_PART);
+    let of_shard = limits::DESCRIPTORS_OF_SHARD + limits::CLOSES_PER_TURN_MAX as u64;
+    // An upgrade hands over copies of the sockets.
+    limits::DESCRIPTORS_SPARE + shards * of_shard + 2 * sockets + ready
+}
+
+/// Lowers the session limits to what the limit of open descriptors allows: running out of descriptors in the middle
+/// of a session's opening is worse than turning a client away. Says so, unless that limit is `in_force` already. And
+/// has the kernel's table hold them all, so that no shard waits for it to grow. `open`: how many sockets of a listener
+/// there are already.
+///
+/// # Errors
+/// None would be left for sessions.
+fn within_descriptors(
+    mut config: Config,
+    in_force: Option<u32>,
+    open: impl Fn(&Listener) -> usize,
+) -> Result<Config, String> {
+    let Affordable { descriptors, spare, sessions: affordable } = affordable(&config, open)?;
+    let wanted = config.limits.sessions_max;
     if wanted > affordable {
         if in_force != Some(affordable) {
             tracing::warn!(

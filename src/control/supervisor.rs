@@ -314,7 +314,9 @@ impl Supervisor {
         let said = Settings::of(&new);
         let changes = changes::of_reload(&self.in_force, &said, &before.config, &new);
         let in_force = before.config.limits.sessions_max;
-        let config = within_descriptors(config, Some(in_force)).map_err(|why| vec![why])?;
+        let open =
+            |l: &Listener| self.all_ports().filter(|p| p.is_of(l)).map(|p| p.seats.len()).sum();
+        let config = within_descriptors(config, Some(in_force), open).map_err(|why| vec![why])?;
         if config == before.config && data_path.is_none() {
             self.in_force.go_over(said);
             self.as_read = new;

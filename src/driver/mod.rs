@@ -384,9 +384,16 @@ pub trait Driver {
     /// Its receive buffers.
     fn pool(&mut self) -> &mut Pool;
 
-    /// Gives memory back that it does not need while it is calm; to be called now and then.
+    /// Gives memory back that it does not need while it is calm, and begins to give that of its buffers back; to be
+    /// called now and then.
     fn trim(&mut self) {
         self.pool().trim();
+    }
+
+    /// Goes on to give the memory of buffers back, as much as one turn has time for. Whether more is to be done.
+    fn trim_on(&mut self) -> bool {
+        let pool = self.pool();
+        pool.trim_on(&mut pool.trim_room())
     }
 
     /// What it counted so far.

@@ -56,8 +56,10 @@ pub struct Pool {
     spilled_bytes: usize,
     /// Of those that are out, how many the kernel may fill.
     published: usize,
-    /// How short the stack of free buffers has been since memory was last given back: all below were not touched.
-    lowest: usize,
+    /// How many at the bottom of the stack of free buffers have no memory.
+    cold: usize,
+    /// Memory is being given back, some at a time.
+    trims: bool,
 }
 
 const NONE: u32 = u32::MAX;
@@ -88,7 +90,6 @@ impl Pool {
             Meta { start: 0, filled: 0, next: NONE, out: false, warm: false };
             usize::from(count)
         ];
-        let lowest = usize::from(count);
         let page_bytes = page_bytes();
         Ok(Self {
             memory,
@@ -101,7 +102,8 @@ impl Pool {
             spilled_free: Vec::new(),
             spilled_bytes: 0,
             published: 0,
-            lowest,
+            cold: usize::from(count),
+            trims: false,
         })
     }
 
@@ -171,32 +173,57 @@ impl Pool {
         })
     }
 
-    /// Gives the memory of free buffers back to the kernel, but for those that will be used next. Buffers that are no
-    /// whole pages keep theirs: the kernel takes whole pages, and with them what the next buffers hold.
+    /// Begins to give the memory of free buffers back to the kernel, but for those that will be used next; see
+    /// [`trim_on`](Self::trim_on).
     pub fn trim(&mut self) {
-        let cold = self.free.len().saturating_sub(limits::BUFFERS_WARM);
-        for at in self.lowest.min(cold)..cold {
-            self.chill(BufferId(self.free[at]));
-        }
-        self.lowest = self.free.len();
+        self.trims = true;
         if self.spilled_bytes == 0 {
             self.meta.truncate(self.count);
             (self.spilled, self.spilled_free) = (Vec::new(), Vec::new());
         }
     }
 
-    /// Gives the memory of a buffer that holds nobody's bytes back to the kernel, unless that has it already.
-    pub(in crate::driver) fn chill(&mut self, buffer: BufferId) {
+    /// Goes on with that until there is no `room`. Whether more is to be done: not where a buffer whose memory went
+    /// back is needed again, until the next time it begins. Buffers that are no whole pages keep theirs: the kernel
+    /// takes whole pages, and with them what the next buffers hold.
+    pub(in crate::driver) fn trim_on(&mut self, room: &mut usize) -> bool {
+        let until = self.free.len().saturating_sub(limits::BUFFERS_WARM);
+        while self.trims && self.cold < until {
+            if *room == 0 {
+                return true;
+            }
+            *room -= usize::from(self.chill(BufferId(self.free[self.cold])));
+            self.cold += 1;
+        }
+        self.trims = false;
+        false
+    }
+
+    /// How many buffers may be [chilled](Self::chill) in one turn.
+    pub(in crate::driver) fn trim_room(&self) -> usize {
+        let fit = limits::TRIM_BYTES_MAX / self.buffer_bytes as usize;
+        fit.clamp(1, limits::TRIM_BUFFERS_MAX)
+    }
+
+    /// Gives the memory of a buffer that holds nobody's bytes back to the kernel, unless that has it already. Whether
+    /// it did.
+    pub(in crate::driver) fn chill(&mut self, buffer: BufferId) -> bool {
         let len = self.buffer_bytes as usize;
-        if !len.is_multiple_of(self.page_bytes) {
-            return;
+        let is_whole = len.is_multiple_of(self.page_bytes);
+        if !is_whole || !std::mem::take(&mut self.meta[buffer.0 as usize].warm) {
+            return false;
         }
-        if std::mem::take(&mut self.meta[buffer.0 as usize].warm) {
-            let start = self.at(buffer).as_ptr();
-            // SAFETY: the range is a buffer's own part of the mapping, and whole pages (checked above, and a mapping
-            // begins with a page): nobody's bytes are there.
-            unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
-        }
+        let start = self.at(buffer).as_ptr();
+        // SAFETY: the range is a buffer's own part of the mapping, and whole pages (checked above, and a mapping
+        // begins with a page): nobody's bytes are there.
+        unsafe { libc::madvise(start.cast(), len, libc::MADV_DONTNEED) };
+        true
+    }
+
+    /// Whether a buffer's memory was not given back since it was last used.
+    #[cfg(test)]
+    pub(in crate::driver) fn is_warm(&self, buffer: BufferId) -> bool {
+        self.meta[buffer.0 as usize].warm
     }
 
     /// Returns a buffer that a session owned.
@@ -283,7 +310,10 @@ impl Pool {
     pub fn take(&mut self) -> Option<BufferId> {
         let buffer = self.free.pop()?;
         self.meta[buffer as usize].out = true;
-        self.lowest = self.lowest.min(self.free.len());
+        if self.free.len() < self.cold {
+            self.cold = self.free.len();
+            self.trims = false;
+        }
         Some(BufferId(buffer))
     }
 
@@ -402,10 +432,82 @@ mod tests {
                 all.iter().partition(|it| it.0 % 2 == 1);
             free.into_iter().for_each(|buffer| pool.give_back(*buffer));
             pool.trim();
+            while pool.trim_on(&mut pool.trim_room()) {}
             for buffer in kept {
                 assert!(pool.bytes(*buffer).iter().all(|byte| *byte == 7), "{buffer:?}");
             }
         }
+    }
+
+    /// Uses this many buffers, and gives them back.
+    fn burst(pool: &mut Pool, many: usize) {
+        let used: Vec<BufferId> = (0..many).map(|_| pool.take().unwrap()).collect();
+        for buffer in used {
+            pool.fill(buffer, b"used");
+            pool.give_back(buffer);
+        }
+    }
+
+    /// How many free buffers hold what was once written to them: memory that went back comes back as zeros.
+    fn warm(pool: &mut Pool) -> usize {
+        let all: Vec<BufferId> = std::iter::from_fn(|| pool.take()).collect();
+        let warm = all.iter().filter(|buffer| pool.spare_mut(**buffer)[0] != 0).count();
+        all.into_iter().rev().for_each(|buffer| pool.give_back(buffer));
+        warm
+    }
+
+    #[test]
+    fn a_turn_gives_back_no_more_than_its_part_and_all_have_gone_after_enough_of_them() {
+        const BURST: usize = 1000;
+        for (buffer_bytes, part) in
+            [(4096, limits::TRIM_BUFFERS_MAX), (16_384, 64), (65_536, 16), (1 << 21, 1)]
+        {
+            let mut pool = Pool::new(1100, buffer_bytes).unwrap();
+            assert_eq!(pool.trim_room(), part);
+            burst(&mut pool, BURST);
+            pool.trim();
+            let mut turns = 1;
+            loop {
+                let mut room = part;
+                let more = pool.trim_on(&mut room);
+                let gone = pool.meta.iter().take(BURST).filter(|meta| !meta.warm).count();
+                assert_eq!(gone, (turns * part).min(BURST - limits::BUFFERS_WARM));
+                if !more {
+                    break;
+                }
+                turns += 1;
+            }
+            assert_eq!(warm(&mut pool), limits::BUFFERS_WARM);
+        }
+    }
+
+    #[test]
+    fn memory_that_is_needed_again_while_it_goes_back_is_left_until_the_next_time() {
+        let mut pool = Pool::new(1000, 4096).unwrap();
+        burst(&mut pool, 1000);
+        pool.trim();
+        assert!(pool.trim_on(&mut 10));
+        burst(&mut pool, 990);
+        assert!(pool.trim_on(&mut 10), "those that went back were not used");
+        burst(&mut pool, 1000);
+        let mut room = 10;
+        assert_eq!((pool.trim_on(&mut room), room), (false, 10));
+        pool.trim();
+        assert!(!pool.trim_on(&mut 1000));
+        assert_eq!(warm(&mut pool), limits::BUFFERS_WARM);
+    }
+
+    #[test]
+    fn buffers_that_come_back_a_few_at_a_time_keep_no_more_memory() {
+        let mut pool = Pool::new(1000, 4096).unwrap();
+        let mut used: Vec<BufferId> = (0..1000).map(|_| pool.take().unwrap()).collect();
+        while let Some(buffer) = used.pop() {
+            pool.fill(buffer, b"used");
+            pool.give_back(buffer);
+            pool.trim();
+            pool.trim_on(&mut 1000);
+        }
+        assert_eq!(warm(&mut pool), limits::BUFFERS_WARM);
     }
 
     #[test]

@@ -95,6 +95,8 @@ pub struct Shard<D> {
     /// How long the thread was stopped so far: the shard's clock does not count it.
     frozen_ns: u64,
     upkeep_at: Time,
+    /// When to give more memory back. `None`: not before the next upkeep.
+    trim_at: Option<Time>,
     leaving: bool,
     /// Why all sessions end, those included that are still on their way here.
     ending: Option<EndReason>,
@@ -143,6 +145,7 @@ impl<D: Driver> Shard<D> {
             now,
             frozen_ns: 0,
             upkeep_at: now,
+            trim_at: None,
             leaving: false,
             ending: None,
             driver,
@@ -182,6 +185,7 @@ impl<D: Driver> Shard<D> {
         if self.now >= self.upkeep_at {
             self.keep_up();
         }
+        self.give_memory_back();
         self.restock();
         self.count_turn(woke);
         // What was promised to it counts as its load until it has ended, so that nothing is lost in its mailbox.
@@ -301,7 +305,8 @@ impl<D: Driver> Shard<D> {
         let latest = self.now.plus_ms(limits::SLEEP_MS_MAX);
         let upkeep = Some(self.upkeep_at).filter(|_| !self.parts.ticked);
         let own = [self.timers.next(), self.next_gate(), self.next_move(), self.relief.at, upkeep];
-        let due = own.into_iter().chain([self.stock.next(self.now)]).flatten().min();
+        let more = [self.stock.next(self.now), self.trim_at];
+        let due = own.into_iter().chain(more).flatten().min();
         let due = if self.arrivals.is_empty() { due } else { Some(self.now) };
         let until = due.unwrap_or(latest).min(latest) + self.frozen_ns;
         let is_near = due.is_some_and(|due| due < latest) || !self.parts.ticked;
@@ -429,7 +434,7 @@ impl<D: Driver> Shard<D> {
         }
     }
 
-    /// What need not be done each turn: reports gauges, gives memory back.
+    /// What need not be done each turn: reports gauges, begins to give memory back.
     fn keep_up(&mut self) {
         self.upkeep_at = self.now.plus_ms(limits::UPKEEP_MS);
         self.stock.look(self.now);
@@ -449,12 +454,21 @@ impl<D: Driver> Shard<D> {
         shard.looked_ns.set(self.now.0);
         shard.starved.set(self.starved.len() as u64);
         self.driver.trim();
+        self.trim_at = Some(self.now);
         let pool = self.driver.pool();
         shard.buffers.set(pool.count() as u64);
         shard.spilled_bytes.set(pool.spilled_bytes() as u64);
         shard.buffers_free.set(pool.unused() as u64);
         self.sessions.trim();
         self.evict_rest();
+    }
+
+    /// Gives memory of buffers back, some at a time: meanwhile all sessions wait.
+    fn give_memory_back(&mut self) {
+        if self.trim_at.is_some_and(|at| at <= self.now) {
+            let more = self.driver.trim_on();
+            self.trim_at = more.then(|| self.now.plus_ms(limits::TRIM_PAUSE_MS));
+        }
     }
 
     fn read_mail(&mut self) {

@@ -4,10 +4,11 @@ use crate::line::{Line, Stream, kill};
 use crate::on_each_path;
 use crate::world::net::{Backend, End, Live, connect, echo, finish, noise, read_all};
 use crate::world::proxy::Recipe;
-use crate::world::{has_uring, pause, skipped, until};
+use crate::world::{has_program, has_uring, pause, skipped, until};
 use ringway::config::DataPath;
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::process::Command;
 
 on_each_path!(
     an_upgrade_under_load_loses_nothing,
@@ -15,6 +16,7 @@ on_each_path!(
     a_backend_that_leaves_is_listed_after_an_upgrade,
     a_signal_upgrades_as_the_endpoint_does,
     scraping_has_no_gap_and_totals_never_fall,
+    sockets_of_shards_that_are_gone_count_in_the_next_process_too,
 );
 
 /// A client that has finished, and a backend that answers it all the same: what comes back is still to come.
@@ -343,4 +345,29 @@ fn shards_change_by_reload_and_by_upgrade_in_turn() {
         assert_eq!(running(&line), by_upgrade);
     }
     assert!(stream.stop() > 20 && live.stop() > 100);
+}
+
+/// What they leave of the descriptors for sessions is as much after an upgrade as before.
+fn sockets_of_shards_that_are_gone_count_in_the_next_process_too(path: DataPath) {
+    if !has_program("prlimit") {
+        return;
+    }
+    let backend = Backend::echo();
+    let more = (1..40).fold(String::new(), |tables, at| {
+        tables + &format!("[listeners.more-{at}]\nbind = \"127.0.0.1:0\"\nstable = \"v1\"\n")
+    });
+    let line = Line::start(Recipe::new(path, &[backend.at]).shards(8).more(&more));
+    let granted = || line.metric("ringway_sessions_max", "");
+    let before = granted();
+    let pid = line.pid().to_string();
+    let limited = Command::new("prlimit").args(["--nofile=950:950", "--pid", &pid]).status();
+    assert!(limited.unwrap().success());
+    let text = std::fs::read_to_string(&line.config).unwrap();
+    std::fs::write(&line.config, text.replace("count = 8", "count = 1")).unwrap();
+    line.process.signal("HUP");
+    until(5000, "one shard is left", || granted() < before);
+    let after = granted();
+    assert!(after < (950.0 - 320.0) / 2.0, "{after} sessions, and 320 sockets");
+    line.upgrade();
+    assert_eq!(granted(), after);
 }

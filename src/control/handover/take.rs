@@ -201,6 +201,11 @@ impl Legacy {
         }
     }
 
+    /// How many sockets [`sockets_of`](Self::sockets_of) would return.
+    pub(in crate::control) fn count_of(&self, name: &str) -> usize {
+        self.sockets.iter().filter(|heirloom| heirloom.heir.as_deref() == Some(name)).count()
+    }
+
     /// The sockets that a listener of this config serves on.
     pub(in crate::control) fn sockets_of(&mut self, name: &str) -> Vec<Socket> {
         let is_its = |heirloom: &mut Heirloom| heirloom.heir.as_deref() == Some(name);

@@ -284,6 +284,13 @@ impl Uring {
         }
     }
 
+    /// Whether nothing that was received waits to be read. A buffer counts as published until its completion is read:
+    /// while one is unread, some hold what was received.
+    fn is_read(&mut self) -> bool {
+        self.cq.sync();
+        self.cq.is_empty() && !self.sq.cq_overflow()
+    }
+
     /// A receive that takes its buffer from the window.
     fn receive_entry(socket: &Socket, arm: Arm) -> squeue::Entry {
         match arm {
@@ -327,12 +334,19 @@ impl Driver for Uring {
 
     fn trim(&mut self) {
         self.pool.trim();
-        // A buffer counts as published until its completion is read: while one is unread, some hold what was received.
-        self.cq.sync();
-        if self.cq.is_empty() && !self.sq.cq_overflow() {
-            self.window.trim(&mut self.pool);
+        if self.is_read() {
+            self.window.trim();
         }
         self.wide.trim();
+    }
+
+    fn trim_on(&mut self) -> bool {
+        let mut room = self.pool.trim_room();
+        let more = self.pool.trim_on(&mut room);
+        if self.window.trims() && self.is_read() {
+            self.window.trim_on(&mut self.pool, &mut room);
+        }
+        more || self.window.trims()
     }
 
     fn counters(&self) -> Counters {

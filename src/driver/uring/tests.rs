@@ -65,6 +65,47 @@ fn a_ring_takes_the_largest_pool_there_may_be() {
     assert_eq!(uring.published(), usize::from(limits::WINDOW_MIN));
 }
 
+/// How many of all buffers have memory that was not given back.
+fn warm(uring: &Uring) -> usize {
+    let all = 0..u32::try_from(uring.pool.count()).unwrap();
+    all.filter(|buffer| uring.pool.is_warm(BufferId(*buffer))).count()
+}
+
+#[test]
+fn a_window_gives_memory_back_some_at_a_time_and_all_of_it_after_enough_turns() {
+    let Some(mut uring) = Uring::fresh(2048, 4096) else { return };
+    let used: Vec<BufferId> = std::iter::from_fn(|| uring.pool.take()).collect();
+    used.into_iter().for_each(|buffer| uring.pool.give_back(buffer));
+    // It has grown to half of the pool, and was large enough since.
+    (0..4).for_each(|_| uring.window.ran_dry());
+    uring.window.refill(&mut uring.pool);
+    assert_eq!((uring.window.published(), warm(&uring)), (1024, 2048));
+    uring.trim();
+    uring.trim();
+    let mut before = warm(&uring);
+    while uring.trim_on() {
+        let now = warm(&uring);
+        assert!(before - now <= limits::TRIM_BUFFERS_MAX, "{before} -> {now}");
+        before = now;
+    }
+    assert_eq!(warm(&uring), usize::from(limits::WINDOW_MIN) + limits::BUFFERS_WARM);
+}
+
+#[test]
+fn a_window_that_runs_dry_keeps_what_memory_it_still_has() {
+    let Some(mut uring) = Uring::fresh(2048, 4096) else { return };
+    let used: Vec<BufferId> = std::iter::from_fn(|| uring.pool.take()).collect();
+    used.into_iter().for_each(|buffer| uring.pool.give_back(buffer));
+    (0..4).for_each(|_| uring.window.ran_dry());
+    uring.window.refill(&mut uring.pool);
+    (0..2).for_each(|_| uring.window.trim());
+    uring.window.trim_on(&mut uring.pool, &mut 10);
+    assert!(uring.window.trims());
+    uring.window.ran_dry();
+    uring.window.trim_on(&mut uring.pool, &mut 10);
+    assert_eq!((uring.window.trims(), warm(&uring)), (false, 2038));
+}
+
 /// Memory is given back between two turns, while much of what the first brought is not read yet.
 #[test]
 fn what_was_received_and_not_read_is_kept() {
@@ -74,7 +115,7 @@ fn what_was_received_and_not_read_is_kept() {
     let used: Vec<BufferId> = std::iter::from_fn(|| uring.pool.take()).collect();
     used.into_iter().for_each(|buffer| uring.pool.give_back(buffer));
     (0..4).for_each(|_| uring.window.ran_dry());
-    uring.window.trim(&mut uring.pool);
+    uring.window.trim();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut far: Vec<TcpStream> = Vec::new();
     let mut near: Vec<TcpStream> = Vec::new();
@@ -92,6 +133,9 @@ fn what_was_received_and_not_read_is_kept() {
         uring.turn(Some(soon)).unwrap();
     }
     uring.trim();
+    uring.window.trim();
+    while uring.pool.trim_on(&mut 1) {}
+    assert!(uring.trim_on(), "the window's part is left for when all is read");
     while let Some(completion) = uring.next() {
         let Completion::Received { key, what: Received::Bytes(buffer), .. } = completion else {
             panic!("{completion:?}")

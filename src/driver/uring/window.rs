@@ -25,6 +25,8 @@ pub(super) struct Window {
     size_max: u16,
     /// It ran dry since it was last trimmed.
     dry: bool,
+    /// Memory is being given back, some at a time.
+    trims: bool,
 }
 
 impl Window {
@@ -57,6 +59,7 @@ impl Window {
             // The rest is for what does not receive by the window.
             size_max: entries.min(buffers.div_ceil(2)),
             dry: false,
+            trims: false,
         };
         // SAFETY: the mapping is page-aligned, holds `entries` entries and outlives the ring (see `Uring::drop`).
         unsafe { submitter.register_buf_ring_with_flags(memory as u64, entries, GROUP, 0) }?;
@@ -81,26 +84,41 @@ impl Window {
 
     /// A receive found no buffer: the window is too small for what comes in one turn.
     pub(super) fn ran_dry(&mut self) {
-        self.dry = true;
+        (self.dry, self.trims) = (true, false);
         self.size = self.size.saturating_mul(2).min(self.size_max);
     }
 
-    /// Gives the memory of most published buffers back to the kernel, which takes it again when it fills them, and goes
-    /// back to the smallest window where it was large enough since the last time. To be called only while nothing that
-    /// was received waits to be read: what is in a buffer is lost.
-    pub(super) fn trim(&mut self, pool: &mut Pool) {
-        if self.dry {
-            self.dry = false;
+    /// Goes back to the smallest window where it was large enough since the last time, and begins to give the memory of
+    /// the other published buffers back to the kernel; see [`trim_on`](Self::trim_on).
+    pub(super) fn trim(&mut self) {
+        self.trims = !std::mem::take(&mut self.dry);
+        if self.trims {
+            self.size = limits::WINDOW_MIN.min(self.size_max);
+        }
+    }
+
+    /// Whether more memory is to be given back.
+    pub(super) const fn trims(&self) -> bool {
+        self.trims
+    }
+
+    /// Goes on to give memory back until there is no `room`; the kernel takes it again when it fills those buffers. To
+    /// be called only while nothing that was received waits to be read: what is in a buffer is lost.
+    pub(super) fn trim_on(&mut self, pool: &mut Pool, room: &mut usize) {
+        if !self.trims {
             return;
         }
-        self.size = limits::WINDOW_MIN.min(self.size_max);
         for ahead in self.size..self.published {
+            if *room == 0 {
+                return;
+            }
             let at =
                 self.tail.wrapping_sub(self.published).wrapping_add(ahead) & (self.entries - 1);
             // SAFETY: `at` is below `entries`, and only this thread writes entries.
             let buffer = unsafe { &*self.ring.as_ptr().add(usize::from(at)) }.bid();
-            pool.chill(BufferId(buffer.into()));
+            *room -= usize::from(pool.chill(BufferId(buffer.into())));
         }
+        self.trims = false;
     }
 
     /// Publishes buffers until the window is full or the pool is empty.
