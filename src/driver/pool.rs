@@ -174,7 +174,7 @@ impl Pool {
     }
 
     /// Begins to give the memory of free buffers back to the kernel, but for those that will be used next; see
-    /// [`trim_on`](Self::trim_on).
+    /// `trim_on`.
     pub fn trim(&mut self) {
         self.trims = true;
         if self.spilled_bytes == 0 {
