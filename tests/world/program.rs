@@ -101,6 +101,14 @@ impl Drop for Process {
         for id in self.children().split_whitespace() {
             let _ = Command::new("sh").args(["-c", &format!("kill -INT {id}")]).status();
         }
+        // A tracer that is killed before it passed the signal on would leave its program running.
+        let patience = Instant::now() + Duration::from_secs(2);
+        while !self.children().trim().is_empty() && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for id in self.children().split_whitespace() {
+            let _ = Command::new("sh").args(["-c", &format!("kill -KILL {id}")]).status();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.said);
